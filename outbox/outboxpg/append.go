@@ -1,0 +1,183 @@
+package outboxpg
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/ashlar-go/ashlar/outbox"
+)
+
+// Append adds msgs to the outbox in the caller's transaction: they are
+// delivered if it commits, and only then. It takes one round trip.
+//
+// Messages of one key are delivered in the order of their Append calls. If
+// transactions that write the same key may overlap, let each lock what the
+// messages tell of (its row, say) before it calls Append, so that the order
+// means something. A transaction that has appended holds up the lanes it
+// appended to until it ends: keep it short.
+//
+// Errors wrap [outbox.ErrInvalid] for messages that cannot be delivered and
+// [outbox.ErrNotMigrated] when tables are missing; the driver's errors are
+// reached with errors.As. After an error of the database the transaction can
+// only be rolled back.
+func Append(ctx context.Context, tx pgx.Tx, msgs ...outbox.Message) error {
+	return (*Writer)(nil).Append(ctx, tx, msgs...)
+}
+
+// A Writer appends messages as [Append] does and sets headers on them. The zero
+// value and nil are ready to use; it is safe for concurrent use.
+type Writer struct {
+	// Inject returns headers for the messages of one Append call, such as the
+	// trace context of ctx. Headers of the message itself win. Nil adds none.
+	Inject func(ctx context.Context) map[string]string
+}
+
+// lane number to sequence, resolved when the statement is parsed
+var (
+	seqArray    = "('{" + lanesList("outbox_seq_") + "}'::regclass[])"
+	cursorArray = "('{" + lanesList("outbox_cursor_") + "}'::regclass[])"
+)
+
+func lanesList(prefix string) string {
+	var b strings.Builder
+	for n := range outbox.Lanes {
+		if n > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(prefix + strconv.Itoa(n))
+	}
+	return b.String()
+}
+
+// place returns the SQL expression for the next position of a lane. The lock
+// marks the transaction as one that may still commit a position of the lane, so
+// it must be held before the position is taken: CASE fixes that order.
+func place(lane string) string {
+	return `CASE WHEN pg_try_advisory_xact_lock_shared('outbox_control'::regclass::oid::int4, ` + lane + `::int4)
+		THEN nextval(` + seqArray + `[` + lane + `::int4 + 1]) END`
+}
+
+var (
+	insertOne = `INSERT INTO outbox_message (slot, lane, seq, id, topic, key, payload, headers)
+		VALUES ((SELECT slot FROM outbox_control), $1::smallint, ` + place("$1") + `, $2::text, $3::text, $4::text, $5::bytea, $6::jsonb)`
+
+	insertMany = `INSERT INTO outbox_message (slot, lane, seq, id, topic, key, payload, headers)
+		SELECT (SELECT slot FROM outbox_control), m.lane, ` + place("m.lane") + `, m.id, m.topic, m.key, m.payload, m.headers
+		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::jsonb[])
+			AS m(lane, id, topic, key, payload, headers)`
+
+	insertDelayed = `INSERT INTO outbox_delayed (due_at, lane, id, topic, key, payload, headers)
+		SELECT clock_timestamp() + make_interval(secs => delay), lane, id, topic, key, payload, headers
+		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::jsonb[], $7::float8[])
+			AS m(lane, id, topic, key, payload, headers, delay)`
+)
+
+// columns are the arguments of insertMany and insertDelayed.
+type columns struct {
+	lanes             []int16
+	ids, topics, keys []string
+	payloads          [][]byte
+	headers           []*string
+	delays            []float64
+}
+
+func (c *columns) add(m outbox.Message, lane int, headers *string) {
+	c.lanes = append(c.lanes, int16(lane))
+	c.ids, c.topics, c.keys = append(c.ids, m.ID), append(c.topics, m.Topic), append(c.keys, m.Key)
+	c.payloads = append(c.payloads, nonNil(m.Payload))
+	c.headers = append(c.headers, headers)
+	c.delays = append(c.delays, m.Delay.Seconds())
+}
+
+// Append adds msgs to the outbox in the caller's transaction; see [Append].
+func (w *Writer) Append(ctx context.Context, tx pgx.Tx, msgs ...outbox.Message) error {
+	var inject map[string]string
+	if w != nil && w.Inject != nil {
+		inject = w.Inject(ctx)
+	}
+	var now, later columns
+	for i, m := range msgs {
+		m, lane, headers, err := prepare(m, inject)
+		if err != nil {
+			return fmt.Errorf("outboxpg: message %d: %w", i, err)
+		}
+		if m.Delay > 0 {
+			later.add(m, lane, headers)
+		} else {
+			now.add(m, lane, headers)
+		}
+	}
+	var err error
+	switch n, d := len(now.ids), len(later.ids); {
+	case n == 1 && d == 0:
+		_, err = tx.Exec(ctx, insertOne, now.lanes[0], now.ids[0], now.topics[0], now.keys[0], now.payloads[0], now.headers[0])
+	case n+d > 0:
+		batch := &pgx.Batch{}
+		if n > 0 {
+			batch.Queue(insertMany, now.lanes, now.ids, now.topics, now.keys, now.payloads, now.headers)
+		}
+		if d > 0 {
+			batch.Queue(insertDelayed, later.lanes, later.ids, later.topics, later.keys, later.payloads, later.headers, later.delays)
+		}
+		err = tx.SendBatch(ctx, batch).Close()
+	}
+	return wrap("append", err)
+}
+
+func prepare(m outbox.Message, inject map[string]string) (outbox.Message, int, *string, error) {
+	if len(inject) > 0 {
+		all := maps.Clone(inject)
+		maps.Copy(all, m.Headers)
+		m.Headers = all
+	}
+	m, lane, err := outbox.Prepare(m)
+	if err != nil || len(m.Headers) == 0 {
+		return m, lane, nil, err
+	}
+	b, err := json.Marshal(m.Headers)
+	if err != nil {
+		return m, lane, nil, err
+	}
+	headers := string(b)
+	return m, lane, &headers, nil
+}
+
+// Statement returns the SQL statement that appends m, and its arguments, for
+// those who do not use pgx's own interface:
+//
+//	query, args, err := outboxpg.Statement(msg)
+//	...
+//	_, err = tx.ExecContext(ctx, query, args...) // tx is a *sql.Tx
+//
+// The guarantees are those of [Append]. It works with any driver that knows $1
+// placeholders, and through PgBouncer in transaction mode.
+func Statement(m outbox.Message) (query string, args []any, err error) {
+	m, lane, headers, err := prepare(m, nil)
+	if err != nil {
+		return "", nil, fmt.Errorf("outboxpg: %w", err)
+	}
+	var h any
+	if headers != nil {
+		h = *headers
+	}
+	args = []any{int64(lane), m.ID, m.Topic, m.Key, nonNil(m.Payload), h}
+	if m.Delay > 0 {
+		return `INSERT INTO outbox_delayed (due_at, lane, id, topic, key, payload, headers)
+			VALUES (clock_timestamp() + make_interval(secs => $7::float8), $1::smallint, $2::text, $3::text, $4::text, $5::bytea, $6::jsonb)`,
+			append(args, m.Delay.Seconds()), nil
+	}
+	return insertOne, args, nil
+}
+
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

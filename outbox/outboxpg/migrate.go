@@ -1,0 +1,92 @@
+package outboxpg
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/ashlar-go/ashlar/outbox"
+)
+
+//go:embed migrations/*.sql
+var files embed.FS
+
+// Migrations returns the SQL files that make the tables, for those who apply
+// migrations with a tool of their own: in the order of their names, each once.
+func Migrations() fs.FS {
+	sub, err := fs.Sub(files, "migrations")
+	if err != nil {
+		panic(err) // the folder is embedded
+	}
+	return sub
+}
+
+// A Beginner starts transactions: a *pgxpool.Pool or a *pgx.Conn.
+type Beginner interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// Migrate makes the tables in the first schema of search_path, or brings them
+// up to date. It applies what outbox_migration does not list yet, all in one
+// transaction; calls at the same time wait for one another.
+func Migrate(ctx context.Context, db Beginner) error {
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		// Not a name in a schema: two schemas may wait for each other here, no more.
+		_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('outbox_migration'))`)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS outbox_migration (
+			name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())`)
+		if err != nil {
+			return err
+		}
+		entries, err := fs.ReadDir(Migrations(), ".")
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			tag, err := tx.Exec(ctx, `INSERT INTO outbox_migration (name) VALUES ($1) ON CONFLICT DO NOTHING`, e.Name())
+			if err != nil || tag.RowsAffected() == 0 {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			sql, err := fs.ReadFile(Migrations(), e.Name())
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, string(sql)); err != nil {
+				return fmt.Errorf("%s: %w", e.Name(), err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("outboxpg: migrate: %w", err)
+	}
+	return nil
+}
+
+// wrap names the operation, and missing tables with their remedy.
+func wrap(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		switch {
+		case pgErr.Code == "42P01": // undefined_table
+			return fmt.Errorf("outboxpg: %s: %w: call outboxpg.Migrate, or check search_path: %w", op, outbox.ErrNotMigrated, err)
+		case pgErr.Code == "23502" && pgErr.ColumnName == "seq": // not_null_violation: see place
+			return fmt.Errorf("outboxpg: %s: some session holds an exclusive advisory lock on (oid of outbox_control, lane): %w", op, err)
+		}
+	}
+	return fmt.Errorf("outboxpg: %s: %w", op, err)
+}
