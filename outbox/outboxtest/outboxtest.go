@@ -45,6 +45,8 @@ func (b Backend) begin(t *testing.T) Tx {
 	t.Helper()
 	tx, err := b.Begin(t.Context())
 	must(t, err)
+	// A test that fails must not leave it open. Otherwise it has ended.
+	t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
 	return tx
 }
 
