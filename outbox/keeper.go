@@ -22,8 +22,6 @@ type keeper struct {
 	changed chan struct{} // a new grant is there
 	kick    chan struct{} // beat now
 
-	beating sync.Mutex // one beat at a time; may be held while blocking
-
 	mu      sync.Mutex
 	grant   Grant
 	until   time.Time // the lease is surely held before it
@@ -53,9 +51,8 @@ func (k *keeper) giveUp(lanes []int) {
 	signal(k.kick)
 }
 
+// beat renews the lease. It is not called twice at a time.
 func (k *keeper) beat(ctx context.Context) error {
-	k.beating.Lock()
-	defer k.beating.Unlock()
 	k.mu.Lock()
 	req := LeaseRequest{Relay: k.relay, TTL: k.ttl, Release: slices.Clone(k.release)}
 	k.mu.Unlock()
