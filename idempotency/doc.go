@@ -1,0 +1,2 @@
+// Package idempotency runs an operation once.
+package idempotency
