@@ -75,13 +75,19 @@ func serverURL(tb testing.TB) string {
 	tb.Helper()
 	dsn := os.Getenv("TEST_POSTGRES_URL")
 	if dsn == "" {
-		const remedy = "TEST_POSTGRES_URL is not set; run the tests with: go run ./examples/testenv -- go test ./..."
-		if os.Getenv("TEST_REQUIRE_BACKENDS") == "1" {
-			tb.Fatal("pgtest: " + remedy)
-		}
-		tb.Skip("pgtest: " + remedy)
+		Missing(tb, "TEST_POSTGRES_URL is not set; run the tests with: go run ./examples/testenv -- go test ./...")
 	}
 	return dsn
+}
+
+// Missing skips a test that lacks what it needs; with TEST_REQUIRE_BACKENDS=1 it
+// fails it.
+func Missing(tb testing.TB, what string) {
+	tb.Helper()
+	if os.Getenv("TEST_REQUIRE_BACKENDS") == "1" {
+		tb.Fatal("pgtest: " + what)
+	}
+	tb.Skip("pgtest: " + what)
 }
 
 func exec(tb testing.TB, dsn, sql string) {
