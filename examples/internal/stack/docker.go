@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,134 +8,224 @@ import (
 	"log"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
 	"github.com/testcontainers/testcontainers-go"
-	tclog "github.com/testcontainers/testcontainers-go/log"
 )
 
-// image returns the image of a backend; ASHLAR_IMAGE_<NAME> overrides it.
-func image(name, official string) string {
-	return cmp.Or(os.Getenv("ASHLAR_IMAGE_"+strings.ToUpper(name)), official)
+// The official images. ASHLAR_IMAGE_POSTGRES, ASHLAR_IMAGE_REDIS and
+// ASHLAR_IMAGE_KAFKA name others that read the same environment.
+var images = map[string]string{
+	Postgres: "postgres:17-alpine",
+	Redis:    "redis:7-alpine",
+	Kafka:    "apache/kafka:3.9.1",
 }
 
-func dockerPostgres(ctx context.Context, logf func(string, ...any)) (*Service, error) {
-	return runContainer(ctx, logf, image(Postgres, "postgres:17-alpine"), 5432,
-		func(int) testcontainers.ContainerRequest {
-			return testcontainers.ContainerRequest{
-				Env: map[string]string{"POSTGRES_PASSWORD": "postgres", "POSTGRES_HOST_AUTH_METHOD": "trust"},
-				Cmd: []string{"postgres", "-c", "max_connections=300", "-c", "max_prepared_transactions=20"},
-			}
-		},
-		func(host string) string { return "postgres://postgres:postgres@" + host + "/postgres?sslmode=disable" },
-		postgresVersion)
+func image(name string) string {
+	if override := os.Getenv("ASHLAR_IMAGE_" + strings.ToUpper(name)); override != "" {
+		return override
+	}
+	return images[name]
 }
 
-func dockerRedis(ctx context.Context, logf func(string, ...any)) (*Service, error) {
-	return runContainer(ctx, logf, image(Redis, "redis:7-alpine"), 6379,
-		func(int) testcontainers.ContainerRequest { return testcontainers.ContainerRequest{} },
-		func(host string) string { return "redis://" + host + "/0" }, redisVersion)
+// box is a server in a container. Its port on the host is fixed when it is
+// created, so that it comes back on the same address, and so that Kafka can be
+// told beforehand what to advertise.
+type box struct {
+	run  *run
+	name string
+	port int
+	ctr  *testcontainers.DockerContainer
+	// crash is the signal of an immediate stop.
+	crash string
+	// finish, if set, lets the server save its data before a gentle stop.
+	finish func(ctx context.Context, port int) error
+	probe  probe
 }
 
-func dockerKafka(ctx context.Context, logf func(string, ...any)) (*Service, error) {
-	img := image(Kafka, "apache/kafka:3.9.1")
-	return runContainer(ctx, logf, img, 9092,
-		func(port int) testcontainers.ContainerRequest {
-			return testcontainers.ContainerRequest{Env: map[string]string{
-				"KAFKA_NODE_ID":                                  "1",
-				"KAFKA_PROCESS_ROLES":                            "broker,controller",
-				"KAFKA_CONTROLLER_QUORUM_VOTERS":                 "1@localhost:9093",
-				"KAFKA_LISTENERS":                                "PLAINTEXT://:9092,CONTROLLER://:9093",
-				"KAFKA_ADVERTISED_LISTENERS":                     "PLAINTEXT://" + hostPort(port),
-				"KAFKA_CONTROLLER_LISTENER_NAMES":                "CONTROLLER",
-				"KAFKA_LISTENER_SECURITY_PROTOCOL_MAP":           "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-				"KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR":         "1",
-				"KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
-				"KAFKA_TRANSACTION_STATE_LOG_MIN_ISR":            "1",
-				"KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS":         "0",
-				"KAFKA_NUM_PARTITIONS":                           "4",
-				"KAFKA_HEAP_OPTS":                                "-Xmx512m",
-			}}
-		},
-		func(host string) string { return host },
-		func(ctx context.Context, address string) (string, error) {
-			_, tag, _ := strings.Cut(img, ":")
-			return cmp.Or(tag, "latest"), kafkaReady(ctx, address)
-		})
-}
-
-// runContainer runs an image with its port bound to a free one on loopback,
-// which is known before the start because Kafka must advertise it.
-func runContainer(ctx context.Context, logf func(string, ...any), img string, inside int, request func(port int) testcontainers.ContainerRequest,
-	address func(host string) string, version func(ctx context.Context, address string) (string, error),
-) (*Service, error) {
-	if os.Getenv("TESTCONTAINERS_LOG") == "" {
-		tclog.SetDefault(log.New(io.Discard, "", 0))
-	}
-	if err := dockerAnswers(ctx); err != nil {
-		return nil, err
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	req := request(port)
-	req.Image = img
-	exposed := fmt.Sprintf("%d/tcp", inside)
-	req.ExposedPorts = []string{exposed}
-	req.HostConfigModifier = func(hc *container.HostConfig) {
-		hc.AutoRemove = true
-		hc.PortBindings = network.PortMap{network.MustParsePort(exposed): {
-			{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(port)},
-		}}
-	}
-	logf("%s: starting a container", img)
-	c, err := testcontainers.GenericContainer(ctx, testcontainers.GenericContainerRequest{ContainerRequest: req, Started: true})
-	stop := func() error {
-		if c == nil {
-			return nil
+func dockerPostgres(ctx context.Context, r *run) (*Service, error) {
+	b := &box{run: r, name: Postgres, crash: "SIGQUIT", probe: func(ctx context.Context, port int) (string, error) {
+		return pgVersion(ctx, postgresURL(port))
+	}}
+	version, err := b.launch(ctx, 5432, func(int) []testcontainers.ContainerCustomizer {
+		return []testcontainers.ContainerCustomizer{
+			testcontainers.WithEnv(map[string]string{
+				"POSTGRES_USER": "postgres", "POSTGRES_DB": "postgres",
+				"POSTGRES_PASSWORD": "postgres", "POSTGRES_HOST_AUTH_METHOD": "trust",
+			}),
+			testcontainers.WithCmd(append([]string{"postgres"}, postgresSettings...)...),
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		err := c.Terminate(ctx, testcontainers.StopTimeout(2*time.Second))
-		if err != nil && strings.Contains(err.Error(), "already in progress") {
-			return nil // it removes itself when it stops
-		}
-		return err
-	}
-	if err != nil {
-		return nil, errors.Join(err, stop())
-	}
-	svc := &Service{Address: address(hostPort(port)), Real: true, stop: stop}
-	err = ready(ctx, nil, func(ctx context.Context) (err error) {
-		svc.Version, err = version(ctx, svc.Address)
-		return err
 	})
 	if err != nil {
-		return nil, errors.Join(err, stop())
+		return nil, err
 	}
-	return svc, nil
+	return &Service{Real: true, Version: version, Address: postgresURL(b.port), inst: b}, nil
 }
 
-// dockerAnswers tells whether an engine runs, without waiting for one.
-func dockerAnswers(ctx context.Context) (err error) {
+func dockerRedis(ctx context.Context, r *run) (*Service, error) {
+	b := &box{run: r, name: Redis, crash: "SIGKILL", finish: saveRedis, probe: func(ctx context.Context, port int) (string, error) {
+		version, _, err := redisVersion(ctx, redisURL(port))
+		return version, err
+	}}
+	version, err := b.launch(ctx, 6379, func(int) []testcontainers.ContainerCustomizer {
+		return []testcontainers.ContainerCustomizer{testcontainers.WithCmd("redis-server", "--save", "", "--databases", "64")}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Service{Real: true, Version: version, Address: redisURL(b.port), inst: b}, nil
+}
+
+func dockerKafka(ctx context.Context, r *run) (*Service, error) {
+	b := &box{run: r, name: Kafka, crash: "SIGKILL", probe: func(ctx context.Context, port int) (string, error) {
+		return kafkaVersion(ctx, hostPort(port))
+	}}
+	version, err := b.launch(ctx, 9092, func(port int) []testcontainers.ContainerCustomizer {
+		env := map[string]string{"CLUSTER_ID": kafkaClusterID, "KAFKA_HEAP_OPTS": "-Xmx512m -Xms256m"}
+		for key, value := range kafkaSettings(9092, port, 19092, 9093) {
+			env["KAFKA_"+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = value
+		}
+		return []testcontainers.ContainerCustomizer{testcontainers.WithEnv(env)}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Service{Real: true, Version: version, Address: hostPort(b.port), inst: b}, nil
+}
+
+// launch creates and starts the container and waits until the server answers.
+func (b *box) launch(ctx context.Context, inside int, options func(port int) []testcontainers.ContainerCustomizer) (string, error) {
+	if err := engineAnswers(ctx); err != nil {
+		return "", err
+	}
+	img := image(b.name)
+	b.run.logf("%s: starting a container from %s (the first time, it is downloaded)", b.name, img)
+	name := filepath.Base(b.run.dir) + "-" + b.name
+	// The watchdog has to know the name before the container exists.
+	if err := os.WriteFile(filepath.Join(b.run.dir, b.name+".container"), []byte(name), 0o600); err != nil {
+		return "", err
+	}
+	var err error
+	for range 4 {
+		if b.port, err = freePort(); err != nil {
+			return "", err
+		}
+		internal := network.MustParsePort(strconv.Itoa(inside) + "/tcp")
+		b.ctr, err = testcontainers.Run(ctx, img, append(options(b.port),
+			testcontainers.WithName(name),
+			testcontainers.WithExposedPorts(internal.String()),
+			testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) {
+				hc.PortBindings = network.PortMap{internal: {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(b.port)}}}
+			}),
+			testcontainers.WithLogger(log.New(io.Discard, "", 0)))...)
+		if err == nil {
+			break
+		}
+		err = fmt.Errorf("image %s: %w", img, errors.Join(err, b.close()))
+		if !portTaken(err) {
+			return "", err
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	version, err := b.ready(ctx)
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("image %s: %w", img, err), b.close())
+	}
+	return version, nil
+}
+
+func (b *box) ready(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.run.timeout)
+	defer cancel()
+	version, err := ready(ctx, nil, b.port, func(ctx context.Context, port int) (string, error) {
+		if state, err := b.ctr.State(ctx); err == nil && !state.Running {
+			cancel()
+			return "", fmt.Errorf("the container ended with status %d", state.ExitCode)
+		}
+		return b.probe(ctx, port)
+	})
+	return version, err
+}
+
+func (b *box) stop(ctx context.Context, immediate bool) error {
+	if !immediate {
+		if b.finish != nil {
+			if err := b.finish(ctx, b.port); err != nil {
+				return err
+			}
+		}
+		grace := 20 * time.Second
+		return b.ctr.Stop(ctx, &grace)
+	}
+	engine, err := testcontainers.NewDockerClientWithOpts(ctx)
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	id := b.ctr.GetContainerID()
+	if _, err := engine.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: b.crash}); err != nil {
+		return err
+	}
+	ended := engine.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+	select {
+	case err := <-ended.Error:
+		return err
+	case <-ended.Result:
+		return nil
+	}
+}
+
+func (b *box) start(ctx context.Context) error {
+	if err := b.ctr.Start(ctx); err != nil {
+		return err
+	}
+	_, err := b.ready(ctx)
+	return err
+}
+
+func (b *box) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if b.ctr == nil {
+		return nil
+	}
+	err := testcontainers.TerminateContainer(b.ctr, testcontainers.StopContext(ctx), testcontainers.StopTimeout(0))
+	if err == nil {
+		b.ctr = nil
+	}
+	return err
+}
+
+// engineAnswers tells quickly and without a panic whether there is an engine.
+func engineAnswers(ctx context.Context) (err error) {
 	defer func() {
-		if r := recover(); r != nil { // the library panics without a Docker host
+		if p := recover(); p != nil { // testcontainers panics when it finds no engine
 			err = fmt.Errorf("no Docker engine answers: %w", errUnavailable)
 		}
 	}()
-	provider, err := testcontainers.NewDockerProvider()
-	if err == nil {
-		defer provider.Close()
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		err = provider.Health(ctx)
+	// Close and the watchdog clean up, so no second container has to be
+	// downloaded and started for that. Without a docker command the watchdog
+	// could not, and testcontainers' own reaper stays on.
+	if _, err := exec.LookPath("docker"); err == nil && os.Getenv("TESTCONTAINERS_RYUK_DISABLED") == "" {
+		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
 	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	engine, err := testcontainers.NewDockerClientWithOpts(ctx)
 	if err != nil {
+		return fmt.Errorf("no Docker engine answers: %w", errUnavailable)
+	}
+	defer engine.Close()
+	if _, err := engine.Ping(ctx, client.PingOptions{}); err != nil {
 		return fmt.Errorf("no Docker engine answers: %w", errUnavailable)
 	}
 	return nil

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -11,105 +12,139 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 )
 
-const (
-	minPostgres = 15
-	remedy      = "unset the variable to have a server started, or point it at one that runs"
-)
-
-func envPostgres(ctx context.Context, _ func(string, ...any)) (*Service, error) {
-	return fromEnv("TEST_POSTGRES_URL", func(address string) (string, error) { return postgresVersion(ctx, address) })
+// The variables that name servers which run already.
+var variables = map[string]string{
+	Postgres: "TEST_POSTGRES_URL",
+	Redis:    "TEST_REDIS_URL",
+	Kafka:    "TEST_KAFKA_SEEDS",
 }
 
-func envRedis(ctx context.Context, _ func(string, ...any)) (*Service, error) {
-	return fromEnv("TEST_REDIS_URL", func(address string) (string, error) { return redisVersion(ctx, address) })
+func envPostgres(ctx context.Context, _ *run) (*Service, error) {
+	return fromEnv(ctx, Postgres, func(ctx context.Context, addr string) (string, error) {
+		return pgVersion(ctx, addr)
+	}, func(v string) error { return atLeast("Postgres", v, 15, 0) })
 }
 
-func envKafka(ctx context.Context, _ func(string, ...any)) (*Service, error) {
-	return fromEnv("TEST_KAFKA_SEEDS", func(address string) (string, error) { return "", kafkaReady(ctx, address) })
+func envRedis(ctx context.Context, _ *run) (*Service, error) {
+	return fromEnv(ctx, Redis, func(ctx context.Context, addr string) (string, error) {
+		v, _, err := redisVersion(ctx, addr)
+		return v, err
+	}, func(v string) error { return atLeast("Redis", v, 6, 2) })
 }
 
-func fromEnv(variable string, check func(address string) (version string, err error)) (*Service, error) {
-	address := os.Getenv(variable)
-	if address == "" {
-		return nil, fmt.Errorf("%s is not set: %w", variable, errUnavailable)
+func envKafka(ctx context.Context, _ *run) (*Service, error) {
+	return fromEnv(ctx, Kafka, func(ctx context.Context, addr string) (string, error) {
+		return kafkaVersion(ctx, strings.Split(addr, ",")...)
+	}, func(string) error { return nil })
+}
+
+func fromEnv(ctx context.Context, name string, ask func(context.Context, string) (string, error), check func(string) error) (*Service, error) {
+	key := variables[name]
+	addr := os.Getenv(key)
+	if addr == "" {
+		return nil, fmt.Errorf("%s is not set: %w", key, errUnavailable)
 	}
-	version, err := check(address)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w; %s", variable, err, remedy)
-	}
-	return &Service{Version: version, Address: address, Real: true}, nil
-}
-
-// postgresVersion connects and returns the server's version, or an error if it
-// is too old.
-func postgresVersion(ctx context.Context, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	version, err := ask(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("the server that %s names does not answer: %w\nStart it, correct the address, or unset %s to have one started", key, err, key)
+	}
+	if err := check(version); err != nil {
+		return nil, fmt.Errorf("the server that %s names is too old: %w\nPoint %s at a newer one, or unset it to have one started", key, err, key)
+	}
+	return &Service{Version: version, Address: addr, Real: true}, nil
+}
+
+// atLeast compares the first two numbers of a version. A server that hides its
+// version passes.
+func atLeast(product, version string, major, minor int) error {
+	if version == "" {
+		return nil
+	}
+	var have [2]int
+	for i, part := range strings.SplitN(version, ".", 3)[:min(2, strings.Count(version, ".")+1)] {
+		digits := part[:len(part)-len(strings.TrimLeft(part, "0123456789"))]
+		have[i], _ = strconv.Atoi(digits)
+	}
+	if have[0] > major || have[0] == major && have[1] >= minor {
+		return nil
+	}
+	return fmt.Errorf("it is %s %s, needed is %d.%d or newer", product, version, major, minor)
+}
+
+func pgVersion(ctx context.Context, url string) (string, error) {
+	return pgShow(ctx, url, "server_version")
+}
+
+func pgShow(ctx context.Context, url, setting string) (string, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close(ctx)
-	version, _, _ := strings.Cut(conn.PgConn().ParameterStatus("server_version"), " ")
-	major, _, _ := strings.Cut(version, ".")
-	if n, err := strconv.Atoi(major); err == nil && n < minPostgres {
-		return "", fmt.Errorf("the server is Postgres %s, ashlar needs %d or newer", version, minPostgres)
+	defer conn.Close(context.WithoutCancel(ctx))
+	var value string
+	err = conn.QueryRow(ctx, "SELECT current_setting($1)", setting).Scan(&value)
+	if setting == "server_version" {
+		value, _, _ = strings.Cut(value, " ") // "15.18 (Debian ...)"
 	}
-	return version, nil
+	return value, err
 }
 
-func redisVersion(ctx context.Context, url string) (string, error) {
+// redisVersion returns the version and the process id that the server tells,
+// "" for a server that tells none.
+func redisVersion(ctx context.Context, url string) (version, pid string, err error) {
 	opts, err := redis.ParseURL(url)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
+	opts.MaxRetries = -1
 	client := redis.NewClient(opts)
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
 	if err := client.Ping(ctx).Err(); err != nil {
+		return "", "", err
+	}
+	info, err := client.Info(ctx, "server").Result()
+	var reply redis.Error
+	if err != nil && !errors.As(err, &reply) {
+		return "", "", err
+	}
+	for line := range strings.Lines(info) {
+		switch key, value, _ := strings.Cut(strings.TrimSpace(line), ":"); key {
+		case "redis_version":
+			version = value
+		case "process_id":
+			pid = value
+		}
+	}
+	return version, pid, nil
+}
+
+func kafkaVersion(ctx context.Context, seeds ...string) (string, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(seeds...), kgo.RequestRetries(0))
+	if err != nil {
 		return "", err
 	}
-	for _, line := range strings.Split(client.Info(ctx, "server").Val(), "\n") {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "redis_version:"); ok {
-			if major, _, _ := strings.Cut(v, "."); len(major) == 1 && major < "6" {
-				return "", fmt.Errorf("the server is Redis %s, ashlar needs 6 or newer", v)
-			}
-			return v, nil
-		}
-	}
-	return "", nil
-}
-
-func kafkaReady(ctx context.Context, seeds string) error {
-	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(seeds, ",")...))
-	if err != nil {
-		return err
-	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	return client.Ping(ctx)
-}
-
-// ready polls check until it succeeds, ctx ends, gone is closed or a minute has
-// passed.
-func ready(ctx context.Context, gone <-chan struct{}, check func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		err := check(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w", err)
-		case <-gone:
-			return fmt.Errorf("the server has exited: %w", err)
-		case <-time.After(50 * time.Millisecond):
-		}
+	resp, err := kmsg.NewPtrApiVersionsRequest().RequestWith(ctx, client)
+	if err != nil {
+		return "", err
 	}
+	// The broker answers on its advertised address, not only on the seed's.
+	meta, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)
+	if err != nil {
+		return "", err
+	}
+	if len(meta.Brokers) == 0 {
+		return "", errors.New("the cluster has no broker yet")
+	}
+	if err := client.Ping(ctx); err != nil {
+		return "", err
+	}
+	guess := kversion.FromApiVersionsResponse(resp).VersionGuess()
+	return strings.TrimPrefix(strings.TrimPrefix(guess, "at least "), "v"), nil
 }

@@ -1,111 +1,159 @@
 package stack
 
 import (
-	"bytes"
+	"context"
+	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
-	"sync"
+	"strings"
 	"syscall"
 	"time"
 )
 
-// A process is a server started from a binary.
-type process struct {
-	cmd    *exec.Cmd
-	gone   chan struct{} // closed when it has exited
-	output *tail
+// program is a server that runs as a process of this machine.
+type program struct {
+	run  *run
+	name string // names its folder and files under run.dir
+	dir  string // its data, owned by its account
+	acct *account
+	env  []string
+	argv func(port int) []string
+	// probe must fail for another program that took the port.
+	probe probe
+	// gentle lets it finish, crash does not; both end it.
+	gentle, crash syscall.Signal
+	// finish, if set, lets it save its data before a gentle stop.
+	finish func(ctx context.Context, port int) error
+
+	port int
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
 }
 
-// spawn starts a program that dies with this process, even if that is killed.
-func spawn(user *account, dir string, env []string, path string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(path, args...), gone: make(chan struct{}), output: &tail{}}
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, p.output, p.output
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.SysProcAttr = dieWithParent()
-	if user != nil {
-		user.apply(p.cmd.SysProcAttr)
+func newProgram(r *run, name string, acct *account) (*program, error) {
+	p := &program{run: r, name: name, dir: filepath.Join(r.dir, name), acct: acct, gentle: syscall.SIGTERM, crash: syscall.SIGKILL}
+	if err := os.Mkdir(p.dir, 0o700); err != nil {
+		return nil, err
 	}
-	started := make(chan error)
-	go func() {
-		// The death signal is bound to the thread that starts the child.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := p.cmd.Start(); err != nil {
-			started <- err
-			return
+	return p, acct.own(p.dir)
+}
+
+// launch starts the program on a free port and returns its version.
+func (p *program) launch(ctx context.Context) (string, error) {
+	var err error
+	for range 4 {
+		if p.port, err = freePort(); err != nil {
+			break
 		}
-		started <- nil
-		_ = p.cmd.Wait() // stop is told by gone; the status of a stopped server says nothing
-		close(p.gone)
-	}()
-	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", path, err)
+		var version string
+		if version, err = p.try(ctx); err == nil {
+			return version, nil
+		}
+		if !portTaken(err) {
+			break
+		}
 	}
-	return p, nil
+	return "", errors.Join(err, p.close())
 }
 
-// stop sends sig, and kills the process if that does not end it.
-func (p *process) stop(sig syscall.Signal) error {
-	select {
-	case <-p.gone:
-		return nil
-	default:
+func (p *program) start(ctx context.Context) error {
+	for {
+		_, err := p.try(ctx)
+		// An outgoing connection may sit on the port for a moment.
+		if err == nil || !portTaken(err) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	_ = p.cmd.Process.Signal(sig) // it may have exited just now
-	select {
-	case <-p.gone:
+}
+
+// try runs the program once and waits until it answers.
+func (p *program) try(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.run.timeout)
+	defer cancel()
+	logPath := filepath.Join(p.run.dir, p.name+".log")
+	log, err := os.Create(logPath)
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
+	argv := p.argv(p.port)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = p.dir, log, log
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "HOME=" + p.dir}, p.env...)
+	detach(cmd, p.acct)
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	p.cmd, p.done = cmd, make(chan struct{})
+	pidFile := filepath.Join(p.run.dir, p.name+".pid")
+	err = os.WriteFile(pidFile, fmt.Appendf(nil, "%d %d\n", int(p.crash), cmd.Process.Pid), 0o600)
+	go func() {
+		_ = cmd.Wait()
+		_ = os.Remove(pidFile)
+		close(p.done)
+	}()
+	var version string
+	if err == nil {
+		version, err = ready(ctx, p.done, p.port, p.probe)
+	}
+	if err != nil {
+		_ = p.stop(context.WithoutCancel(ctx), true)
+		return "", fmt.Errorf("%s: %w\n%s", argv[0], err, tail(logPath))
+	}
+	return version, nil
+}
+
+func (p *program) stop(ctx context.Context, immediate bool) error {
+	if p.cmd == nil {
 		return nil
-	case <-time.After(20 * time.Second):
+	}
+	sig := p.gentle
+	if immediate {
+		sig = p.crash
+	} else if p.finish != nil {
+		if err := p.finish(ctx, p.port); err != nil {
+			return err
+		}
+	}
+	grace := time.NewTimer(20 * time.Second)
+	defer grace.Stop()
+	_ = p.cmd.Process.Signal(sig)
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+	case <-grace.C:
 	}
 	_ = p.cmd.Process.Kill()
-	<-p.gone
-	return fmt.Errorf("%s had to be killed", filepath.Base(p.cmd.Path))
+	<-p.done
+	return nil
 }
 
-// A tail keeps the end of a program's output, for error messages.
-type tail struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
+func (p *program) close() error {
+	return errors.Join(p.stop(context.Background(), true), os.RemoveAll(p.dir))
 }
 
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf.Write(b)
-	if over := t.buf.Len() - 4096; over > 0 {
-		t.buf.Next(over)
-	}
-	return len(b), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.buf.String()
-}
-
-// freePort returns a TCP port on loopback that nobody uses now.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// tail returns the last lines of a file.
+func tail(path string) string {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return 0, err
+		return ""
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(0, len(lines)-12):], "\n")
 }
 
-// tempDir makes a folder that user owns, in a place that user can reach.
-func tempDir(user *account, pattern string) (string, error) {
-	dir, err := os.MkdirTemp("", pattern)
-	if err != nil || user == nil {
-		return dir, err
+// command runs a helper program to its end.
+func command(ctx context.Context, acct *account, dir string, argv ...string) error {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "HOME=" + dir}
+	detach(cmd, acct)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", argv[0], err, strings.TrimSpace(string(out)))
 	}
-	return dir, os.Chown(dir, user.uid, user.gid)
+	return nil
 }
-
-func hostPort(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

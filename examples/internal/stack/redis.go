@@ -2,75 +2,80 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strconv"
-	"syscall"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 )
 
-// localRedis runs the redis-server that is installed.
-func localRedis(ctx context.Context, _ func(string, ...any)) (*Service, error) {
-	path, err := exec.LookPath("redis-server")
+func redisURL(port int) string { return "redis://" + hostPort(port) + "/0" }
+
+func localRedis(ctx context.Context, r *run) (*Service, error) {
+	bin, err := exec.LookPath("redis-server")
 	if err != nil {
-		return nil, fmt.Errorf("redis-server is not installed: %w", errUnavailable)
+		return nil, fmt.Errorf("redis-server is not installed (apt install redis-server, brew install redis): %w", errUnavailable)
 	}
-	dir, err := tempDir(nil, "ashlar-redis-")
+	p, err := newProgram(r, Redis, nil)
 	if err != nil {
 		return nil, err
 	}
-	port, err := freePort()
+	p.finish = saveRedis
+	p.argv = func(port int) []string {
+		return []string{
+			bin, "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", p.dir,
+			"--save", "", "--databases", "64",
+		}
+	}
+	p.probe = func(ctx context.Context, port int) (string, error) {
+		version, got, err := redisVersion(ctx, redisURL(port))
+		if err == nil && got != strconv.Itoa(p.cmd.Process.Pid) {
+			err = errors.New("another server has the port")
+		}
+		return version, err
+	}
+	version, err := p.launch(ctx)
 	if err != nil {
-		os.RemoveAll(dir)
 		return nil, err
 	}
-	svc := &Service{Address: "redis://" + hostPort(port) + "/0", Real: true}
-	var p *process
-	start := func(ctx context.Context) (err error) {
-		p, err = spawn(nil, dir, nil, path, "--bind", "127.0.0.1", "--port", strconv.Itoa(port), "--dir", dir, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
-		if err != nil {
-			return err
-		}
-		err = ready(ctx, p.gone, func(ctx context.Context) error { svc.Version, err = redisVersion(ctx, svc.Address); return err })
-		if err != nil {
-			return fmt.Errorf("%w\n%s", err, p.output)
-		}
-		return nil
+	if err := atLeast("Redis", version, 6, 2); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", err, errUnavailable), p.close())
 	}
-	svc.stop = func() error {
-		defer os.RemoveAll(dir)
-		return p.stop(syscall.SIGTERM)
-	}
-	svc.restart = func(ctx context.Context, immediate bool) error {
-		sig := syscall.SIGTERM
-		if immediate {
-			sig = syscall.SIGKILL
-		}
-		if err := p.stop(sig); err != nil {
-			return err
-		}
-		return start(ctx)
-	}
-	if err := start(ctx); err != nil {
-		if p != nil {
-			_ = p.stop(syscall.SIGKILL) // the error that matters is the one above
-		}
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	return svc, nil
+	return &Service{Real: true, Version: version, Address: redisURL(p.port), inst: p}, nil
 }
 
-// embeddedRedis runs an imitation of Redis in this process.
-func embeddedRedis(context.Context, func(string, ...any)) (*Service, error) {
+// saveRedis writes the snapshot that the server loads when it starts again.
+func saveRedis(ctx context.Context, port int) error {
+	client := redis.NewClient(&redis.Options{Addr: hostPort(port)})
+	defer client.Close()
+	return client.Save(ctx).Err()
+}
+
+// mini is an embedded Redis. As with the real one, which persists nothing here
+// while it runs, its data survives a gentle stop only.
+type mini struct{ m *miniredis.Miniredis }
+
+func embeddedRedis(context.Context, *run) (*Service, error) {
 	m := miniredis.NewMiniRedis()
 	if err := m.Start(); err != nil {
 		return nil, err
 	}
-	return &Service{
-		Version: "miniredis", Address: "redis://" + m.Addr() + "/0",
-		stop: func() error { m.Close(); return nil },
-	}, nil
+	return &Service{Version: "miniredis", Address: "redis://" + m.Addr() + "/0", inst: mini{m}}, nil
+}
+
+func (s mini) stop(_ context.Context, immediate bool) error {
+	s.m.Close()
+	if immediate {
+		s.m.FlushAll()
+	}
+	return nil
+}
+
+func (s mini) start(context.Context) error { return s.m.Restart() }
+
+func (s mini) close() error {
+	s.m.Close()
+	return nil
 }
