@@ -70,7 +70,7 @@ func bounce(t *testing.T, bin string, direct *pgxpool.Pool) *pgxpool.Pool {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ini := filepath.Join(dir, "pgbouncer.ini")
 	config := fmt.Sprintf("[databases]\n* = host=%s port=%d user=%s password=%s\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\n"+
-		"auth_type=any\npool_mode=transaction\ndefault_pool_size=3\nmax_prepared_statements=0\nunix_socket_dir=\nignore_startup_parameters=extra_float_digits\n",
+		"auth_type=any\npool_mode=transaction\ndefault_pool_size=3\nunix_socket_dir=\nignore_startup_parameters=extra_float_digits\n",
 		cfg.Host, cfg.Port, cfg.User, cfg.Password, port)
 	if err := os.WriteFile(ini, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,12 @@ func bounce(t *testing.T, bin string, direct *pgxpool.Pool) *pgxpool.Pool {
 	// Transaction mode knows no prepared statements of a session.
 	u.RawQuery = "sslmode=disable&default_query_exec_mode=exec"
 	pool := pgtest.Open(t, u.String())
-	eventually(t, "PgBouncer: "+out.String(), func() bool { return pool.Ping(t.Context()) == nil })
+	eventually(t, "PgBouncer", func() bool {
+		if cmd.ProcessState != nil {
+			t.Fatalf("pgbouncer: %s", out)
+		}
+		return pool.Ping(t.Context()) == nil
+	})
 	return pool
 }
 
