@@ -69,9 +69,13 @@ func bounce(t *testing.T, bin string, direct *pgxpool.Pool) *pgxpool.Pool {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ini := filepath.Join(dir, "pgbouncer.ini")
-	config := fmt.Sprintf("[databases]\n* = host=%s port=%d user=%s password=%s\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\n"+
+	target := fmt.Sprintf("host=%s port=%d dbname=%s user=%s", cfg.Host, cfg.Port, cfg.Database, cfg.User)
+	if cfg.Password != "" {
+		target += " password=" + cfg.Password
+	}
+	config := fmt.Sprintf("[databases]\n%s = %s\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\n"+
 		"auth_type=any\npool_mode=transaction\ndefault_pool_size=3\nunix_socket_dir=\nignore_startup_parameters=extra_float_digits\n",
-		cfg.Host, cfg.Port, cfg.User, cfg.Password, port)
+		cfg.Database, target, port)
 	if err := os.WriteFile(ini, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
