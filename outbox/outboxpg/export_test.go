@@ -13,9 +13,6 @@ func (s *Store) FetchAcrossGaps(ctx context.Context, from []outbox.Position, lim
 	if err != nil {
 		return nil, err
 	}
-	fresh, err := s.read(ctx, from, limit, limit)
-	for _, r := range fresh {
-		recs = append(recs, r.Record)
-	}
-	return recs, err
+	pg, err := s.read(ctx, from, limit, limit)
+	return append(recs, pg.recs...), err
 }

@@ -2,6 +2,8 @@ package outboxpg
 
 import (
 	"context"
+	"encoding/json"
+	"iter"
 	"maps"
 	"slices"
 
@@ -51,23 +53,30 @@ const (
 	maxParked = 64
 )
 
-type sized struct {
-	outbox.Record
-	size int
+type position struct {
+	lane int
+	seq  int64
+}
+
+// A page is what one statement read: records in the order of from, and the sizes
+// of the payloads that were left out.
+type page struct {
+	recs  []outbox.Record
+	large map[position]int
 }
 
 // Fetch implements [outbox.Store].
 func (s *Store) Fetch(ctx context.Context, from []outbox.Position, limit int) ([]outbox.Record, error) {
-	var recs []outbox.Record
+	var parked []outbox.Record
 	if slices.ContainsFunc(from, func(p outbox.Position) bool { return p.Retry }) {
-		parked, err := s.parked(ctx, from, min(limit, maxParked))
-		if err != nil {
+		var err error
+		if parked, err = s.parked(ctx, from, min(limit, maxParked)); err != nil {
 			return nil, wrap("fetch", err)
 		}
-		recs, limit = parked, limit-len(parked)
+		limit -= len(parked)
 	}
 	if limit <= 0 {
-		return recs, nil
+		return parked, nil
 	}
 	// A different lane comes first each time, and the limit is divided among
 	// the lanes that had more to give than their part last time.
@@ -76,68 +85,89 @@ func (s *Store) Fetch(ctx context.Context, from []outbox.Position, limit int) ([
 	from = slices.Concat(from[start:], from[:start])
 	part := max(1, limit/max(1, s.hot))
 
-	fresh, err := s.read(ctx, from, part, limit)
+	pg, err := s.read(ctx, from, part, limit)
 	if err != nil {
 		return nil, wrap("fetch", err)
 	}
-	count := make(map[int]int)
-	for _, r := range fresh {
-		count[r.Lane]++
-	}
 	s.hot = 0
-	for _, n := range count {
-		if n >= part {
+	for lane := range runs(pg.recs) {
+		if len(lane) >= part {
 			s.hot++
 		}
 	}
-	fresh, err = s.closeGaps(ctx, from, fresh, part, limit)
-	if err == nil {
-		fresh, err = s.fill(ctx, fresh)
+	if open := s.cut(from, &pg); len(open) > 0 {
+		if pg, err = s.closeGaps(ctx, open, pg, part, limit); err != nil {
+			return nil, wrap("fetch", err)
+		}
 	}
-	if err != nil {
+	if err := s.fill(ctx, &pg); err != nil {
 		return nil, wrap("fetch", err)
 	}
-	recs = slices.Grow(recs, len(fresh))
-	for _, r := range fresh {
-		recs = append(recs, r.Record)
+	if len(parked) > 0 {
+		return append(parked, pg.recs...), nil
 	}
-	return recs, nil
+	return pg.recs, nil
 }
 
-func (s *Store) read(ctx context.Context, from []outbox.Position, part, limit int) ([]sized, error) {
-	lanes, after := split(from)
+func (s *Store) read(ctx context.Context, from []outbox.Position, part, limit int) (page, error) {
+	lanes, after := make([]int16, len(from)), make([]int64, len(from))
+	for i, p := range from {
+		lanes[i], after[i] = int16(p.Lane), p.After
+	}
 	rows, err := s.pool.Query(ctx, fetchSQL, lanes, after, part, limit, s.opts.InlineBytes)
 	if err != nil {
-		return nil, err
+		return page{}, err
 	}
-	return collect(rows)
-}
-
-func collect(rows pgx.Rows) ([]sized, error) {
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (sized, error) {
-		var size int
-		r, err := scanRecord(row, &size)
-		return sized{r, size}, err
+	var pg page
+	var r outbox.Record
+	var headers []byte
+	var size int
+	_, err = pgx.ForEachRow(rows, []any{&r.Lane, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &headers, &r.CreatedAt, &size}, func() error {
+		if pg.recs == nil {
+			pg.recs = make([]outbox.Record, 0, min(limit, 4*s.last))
+		}
+		if size >= s.opts.InlineBytes {
+			if pg.large == nil {
+				pg.large = make(map[position]int)
+			}
+			pg.large[position{r.Lane, r.Seq}] = size
+		}
+		r.Headers = nil
+		if headers != nil {
+			if err := json.Unmarshal(headers, &r.Headers); err != nil {
+				return err
+			}
+		}
+		pg.recs = append(pg.recs, r)
+		r.Payload, headers = nil, nil
+		return nil
 	})
+	s.last = max(16, len(pg.recs))
+	return pg, err
 }
 
-func split(from []outbox.Position) (lanes []int16, after []int64) {
-	for _, p := range from {
-		lanes, after = append(lanes, int16(p.Lane)), append(after, p.After)
+// runs yields the records of each lane in turn.
+func runs(recs []outbox.Record) iter.Seq[[]outbox.Record] {
+	return func(yield func([]outbox.Record) bool) {
+		for len(recs) > 0 {
+			n := 1
+			for n < len(recs) && recs[n].Lane == recs[0].Lane {
+				n++
+			}
+			if !yield(recs[:n]) {
+				return
+			}
+			recs = recs[n:]
+		}
 	}
-	return lanes, after
 }
 
-// closeGaps returns the records that may be delivered: all before the first gap
-// of their lane that may still be filled.
-func (s *Store) closeGaps(ctx context.Context, from []outbox.Position, recs []sized, part, limit int) ([]sized, error) {
-	safe, open := s.cut(from, recs)
-	if len(open) == 0 {
-		return safe, nil
-	}
+// closeGaps looks up who may still fill the gaps of the open lanes and reads
+// those lanes again, for what has become safe. pg holds what is safe already.
+func (s *Store) closeGaps(ctx context.Context, open []outbox.Position, pg page, part, limit int) (page, error) {
 	holders, err := s.writers(ctx, open)
 	if err != nil {
-		return nil, err
+		return page{}, err
 	}
 	for _, p := range open {
 		g := s.gaps[p.Lane]
@@ -150,56 +180,53 @@ func (s *Store) closeGaps(ctx context.Context, from []outbox.Position, recs []si
 	// A statement of its own, and so a snapshot taken after the look-up.
 	again, err := s.read(ctx, open, part, limit)
 	if err != nil {
-		return nil, err
+		return page{}, err
 	}
-	more, _ := s.cut(open, again)
-	kept := safe[:0]
-	for _, r := range safe {
+	s.cut(open, &again)
+	for _, r := range pg.recs {
 		if !slices.ContainsFunc(open, func(p outbox.Position) bool { return p.Lane == r.Lane }) {
-			kept = append(kept, r)
+			again.recs = append(again.recs, r)
 		}
 	}
-	return append(kept, more...), nil
+	if again.large == nil {
+		again.large = pg.large
+	} else {
+		maps.Copy(again.large, pg.large)
+	}
+	return again, nil
 }
 
-// cut returns the records before the first gap of each lane that may still be
-// filled, and the positions of the lanes that have one.
-func (s *Store) cut(from []outbox.Position, recs []sized) (safe []sized, open []outbox.Position) {
-	byLane := make(map[int][]sized)
-	for _, r := range recs {
-		byLane[r.Lane] = append(byLane[r.Lane], r)
-	}
+// cut removes the records after the first gap of each lane that may still be
+// filled, and returns the positions of the lanes that have one.
+func (s *Store) cut(from []outbox.Position, pg *page) (open []outbox.Position) {
+	after := make(map[int]outbox.Position, len(from))
 	for _, p := range from {
-		lane := byLane[p.Lane]
-		if len(lane) == 0 {
-			continue
-		}
+		after[p.Lane] = p
+	}
+	safe := pg.recs[:0]
+	for lane := range runs(pg.recs) {
+		p := after[lane[0].Lane]
 		g, next := s.gaps[p.Lane], p.After+1
 		closed := int64(0) // gaps up to here will not be filled
 		if g != nil && g.writers != nil && len(g.writers) == 0 {
 			closed = g.upTo
 		}
 		n := 0
-		for ; n < len(lane); n++ {
-			if lane[n].Seq != next && lane[n].Seq > closed+1 {
-				break
-			}
+		for ; n < len(lane) && (lane[n].Seq == next || lane[n].Seq <= closed+1); n++ {
 			next = lane[n].Seq + 1
 		}
-		safe = append(safe, lane[:n]...)
-		switch {
-		case n == len(lane):
-			if g != nil && next > g.upTo {
-				delete(s.gaps, p.Lane)
-			}
-		default:
+		if n < len(lane) {
 			if g == nil || next > g.upTo || closed > 0 {
 				s.gaps[p.Lane] = &gap{upTo: lane[len(lane)-1].Seq}
 			}
 			open = append(open, p)
+		} else if g != nil && next > g.upTo {
+			delete(s.gaps, p.Lane)
 		}
+		safe = append(safe, lane[:n]...)
 	}
-	return safe, open
+	pg.recs = safe
+	return open
 }
 
 // writers returns the transactions that have appended to each lane and have not
@@ -225,22 +252,27 @@ func (s *Store) writers(ctx context.Context, lanes []outbox.Position) (map[int]m
 }
 
 // fill reads the payloads that were too large to be read with the rest, and
-// cuts the batch where they add up to BatchBytes.
-func (s *Store) fill(ctx context.Context, recs []sized) ([]sized, error) {
+// cuts the page where they add up to BatchBytes.
+func (s *Store) fill(ctx context.Context, pg *page) error {
+	if len(pg.large) == 0 {
+		return nil
+	}
 	total := 0
-	for i := range recs {
-		r := &recs[i]
-		if r.size < s.opts.InlineBytes {
+	for i := range pg.recs {
+		r := &pg.recs[i]
+		size := pg.large[position{r.Lane, r.Seq}]
+		if size == 0 {
 			continue
 		}
-		if total += r.size; total > s.opts.BatchBytes && i > 0 {
-			return recs[:i], nil
+		if total += size; total > s.opts.BatchBytes && i > 0 {
+			pg.recs = pg.recs[:i]
+			return nil
 		}
 		if err := s.pool.QueryRow(ctx, payloadSQL, r.Lane, r.Seq).Scan(&r.Payload); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return recs, nil
+	return nil
 }
 
 // parked returns the first parked record of each key that is due, and those

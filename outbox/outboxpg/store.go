@@ -19,6 +19,7 @@ type Store struct {
 	gaps map[int]*gap // by lane; used by Fetch only
 	turn int          // the lane that Fetch serves first
 	hot  int          // lanes that had more than their part in the last Fetch
+	last int          // records of the last Fetch
 	opts Options
 }
 
