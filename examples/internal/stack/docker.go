@@ -12,12 +12,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 	"github.com/testcontainers/testcontainers-go"
+	tclog "github.com/testcontainers/testcontainers-go/log"
 )
 
 // The official images. ASHLAR_IMAGE_POSTGRES, ASHLAR_IMAGE_REDIS and
@@ -106,7 +108,7 @@ func (b *box) launch(ctx context.Context, inside int, options func(port int) []t
 		return "", err
 	}
 	img := image(b.name)
-	b.run.logf("%s: starting a container from %s (the first time, it is downloaded)", b.name, img)
+	b.run.logf("%s: starting a container from %s (downloaded the first time)", b.name, img)
 	name := filepath.Base(b.run.dir) + "-" + b.name
 	// The watchdog has to know the name before the container exists.
 	if err := os.WriteFile(filepath.Join(b.run.dir, b.name+".container"), []byte(name), 0o600); err != nil {
@@ -123,8 +125,7 @@ func (b *box) launch(ctx context.Context, inside int, options func(port int) []t
 			testcontainers.WithExposedPorts(internal.String()),
 			testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) {
 				hc.PortBindings = network.PortMap{internal: {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(b.port)}}}
-			}),
-			testcontainers.WithLogger(log.New(io.Discard, "", 0)))...)
+			}))...)
 		if err == nil {
 			break
 		}
@@ -205,6 +206,17 @@ func (b *box) close() error {
 	return err
 }
 
+// configure sets what testcontainers keeps once for a program.
+var configure = sync.OnceFunc(func() {
+	tclog.SetDefault(log.New(io.Discard, "", 0)) // Options.Log tells what matters
+	// Close and the watchdog clean up, so no second container has to be
+	// downloaded and started for that. Without a docker command the watchdog
+	// could not, and testcontainers' own reaper stays on.
+	if _, err := exec.LookPath("docker"); err == nil && os.Getenv("TESTCONTAINERS_RYUK_DISABLED") == "" {
+		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+	}
+})
+
 // engineAnswers tells quickly and without a panic whether there is an engine.
 func engineAnswers(ctx context.Context) (err error) {
 	defer func() {
@@ -212,12 +224,7 @@ func engineAnswers(ctx context.Context) (err error) {
 			err = fmt.Errorf("no Docker engine answers: %w", errUnavailable)
 		}
 	}()
-	// Close and the watchdog clean up, so no second container has to be
-	// downloaded and started for that. Without a docker command the watchdog
-	// could not, and testcontainers' own reaper stays on.
-	if _, err := exec.LookPath("docker"); err == nil && os.Getenv("TESTCONTAINERS_RYUK_DISABLED") == "" {
-		os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
-	}
+	configure()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	engine, err := testcontainers.NewDockerClientWithOpts(ctx)

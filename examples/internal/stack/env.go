@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -102,7 +103,12 @@ func redisVersion(ctx context.Context, url string) (version, pid string, err err
 	if err != nil {
 		return "", "", err
 	}
-	opts.MaxRetries = -1
+	// The client writes a line to stderr for every connection that is refused.
+	conn, err := (&net.Dialer{}).DialContext(ctx, opts.Network, opts.Addr)
+	if err != nil {
+		return "", "", err
+	}
+	conn.Close()
 	client := redis.NewClient(opts)
 	defer client.Close()
 	if err := client.Ping(ctx).Err(); err != nil {
@@ -134,7 +140,8 @@ func kafkaVersion(ctx context.Context, seeds ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The broker answers on its advertised address, not only on the seed's.
+	// Brokers are listed when they are ready to serve, under the addresses that
+	// clients will use.
 	meta, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)
 	if err != nil {
 		return "", err
@@ -142,8 +149,12 @@ func kafkaVersion(ctx context.Context, seeds ...string) (string, error) {
 	if len(meta.Brokers) == 0 {
 		return "", errors.New("the cluster has no broker yet")
 	}
-	if err := client.Ping(ctx); err != nil {
-		return "", err
+	for _, b := range meta.Brokers {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port))))
+		if err != nil {
+			return "", fmt.Errorf("the address that the broker advertises: %w", err)
+		}
+		conn.Close()
 	}
 	guess := kversion.FromApiVersionsResponse(resp).VersionGuess()
 	return strings.TrimPrefix(strings.TrimPrefix(guess, "at least "), "v"), nil

@@ -76,7 +76,7 @@ func ready(ctx context.Context, gone <-chan struct{}, port int, p probe) (string
 		case <-gone:
 			return "", errGone
 		case <-ctx.Done():
-			return "", fmt.Errorf("no answer in time: %w", err)
+			return "", fmt.Errorf("no answer: %w", err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -63,9 +63,9 @@ type Stack struct {
 
 // run is what the providers share.
 type run struct {
-	dir      string // for everything that the servers write
-	timeout  time.Duration
-	watchdog func()
+	dir     string // for everything that the servers write
+	timeout time.Duration
+	unwatch func()
 
 	mu  sync.Mutex
 	log io.Writer
@@ -88,6 +88,9 @@ var starters = map[string]map[Provider]starter{
 	Redis:    {Env: envRedis, Docker: dockerRedis, Local: localRedis, Embedded: embeddedRedis},
 	Kafka:    {Env: envKafka, Docker: dockerKafka, Local: localKafka, Embedded: embeddedKafka},
 }
+
+// watchdog is a variable so that a test can do without.
+var watchdog = startWatchdog
 
 func (o *Options) order() ([]Provider, error) {
 	order := o.Order
@@ -141,7 +144,7 @@ func Start(ctx context.Context, opts *Options) (*Stack, error) {
 	if r.dir, err = makeDir(); err != nil {
 		return nil, err
 	}
-	if r.watchdog, err = startWatchdog(r.dir); err != nil {
+	if r.unwatch, err = watchdog(r.dir); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(r.dir))
 	}
 
@@ -253,6 +256,6 @@ func (s *Stack) Close() error {
 	wg.Wait()
 	// Without the folder the watchdog finds nothing to do.
 	errs = append(errs, os.RemoveAll(s.run.dir))
-	s.run.watchdog()
+	s.run.unwatch()
 	return errors.Join(errs...)
 }
