@@ -48,8 +48,9 @@ type keyed struct {
 // indexes of the rest.
 func (b *batch) divert() []int {
 	todo := make([]int, 0, len(b.recs))
-	for i, rec := range b.recs {
-		if !rec.Parked && rec.Key != "" && b.l.lanes[rec.Lane].Parked[rec.Key] > 0 {
+	for i := range b.recs {
+		rec := &b.recs[i]
+		if parked := b.l.lanes[rec.Lane].Parked; len(parked) > 0 && !rec.Parked && rec.Key != "" && parked[rec.Key] > 0 {
 			b.park(i, nil, 0)
 			continue
 		}
@@ -71,6 +72,13 @@ func (b *batch) publish(ctx context.Context, todo []int) []int {
 	took := time.Since(start)
 	cancel()
 
+	if err == nil && len(todo) == len(b.recs) {
+		for i := range b.recs {
+			b.deliver(i)
+		}
+		b.published(ctx, b.recs, took)
+		return nil
+	}
 	errs := make([]error, len(todo))
 	if err != nil {
 		if pe := (*PublishError)(nil); errors.As(err, &pe) && len(pe.Errs) == len(todo) {
@@ -89,15 +97,19 @@ func (b *batch) publish(ctx context.Context, todo []int) []int {
 		}
 	}
 	if len(delivered) > 0 {
-		b.l.outage = false
-		if o.Observer.Delivered != nil {
-			o.Observer.Delivered(ctx, delivered, took)
-		}
+		b.published(ctx, delivered, took)
 	}
 	if err == nil {
 		return nil
 	}
 	return b.failed(ctx, todo, errs, len(delivered) > 0)
+}
+
+func (b *batch) published(ctx context.Context, recs []Record, took time.Duration) {
+	b.l.outage = false
+	if f := b.l.r.opts.Observer.Delivered; f != nil {
+		f(ctx, recs, took)
+	}
 }
 
 // failed sorts out the failures of one attempt. A failure is the message's own
@@ -211,25 +223,22 @@ func (b *batch) unpark(rec *Record) {
 // settlement returns the outcomes, with each lane's cursor before its first
 // record without one.
 func (b *batch) settlement() Settlement {
-	cursor := make(map[int]int64)
-	stop := make(map[int]bool)
-	for i, rec := range b.recs {
-		if _, ok := cursor[rec.Lane]; !ok {
-			cursor[rec.Lane] = b.l.lanes[rec.Lane].Cursor
-		}
+	var seen, stop [Lanes]bool
+	for i := range b.recs {
+		rec := &b.recs[i]
+		ln := b.l.lanes[rec.Lane]
+		seen[rec.Lane] = true
 		switch {
 		case rec.Parked || stop[rec.Lane]:
 		case b.settled[i]:
-			cursor[rec.Lane] = rec.Seq
+			ln.Cursor = rec.Seq
 		default:
 			stop[rec.Lane] = true
 		}
 	}
-	for n := range Lanes {
-		if c, ok := cursor[n]; ok {
-			ln := b.l.lanes[n]
-			ln.Cursor = c
-			b.s.Advance = append(b.s.Advance, Lane{Number: n, Epoch: ln.Epoch, Cursor: c})
+	for n, ln := range b.l.lanes {
+		if seen[n] {
+			b.s.Advance = append(b.s.Advance, Lane{Number: n, Epoch: ln.Epoch, Cursor: ln.Cursor})
 		}
 	}
 	return b.s

@@ -13,19 +13,18 @@ type loop struct {
 	r      *Relay
 	keeper *keeper
 
-	lanes   map[int]*lane
-	version int // of the grant that lanes reflects
-	atLeast int // grants before it are out of date
+	lanes   [Lanes]*lane // nil where the lane is not held
+	version int          // of the grant that lanes reflects
+	atLeast int          // grants before it are out of date
 
-	ahead    chan fetched     // the fetch in flight, or nil
-	settling chan settled     // the settlement in flight, or nil
-	retryAt  time.Time        // when to look for parked records that are due
-	outage   bool             // the last publish got nothing through
-	idles    int              // empty fetches in a row
-	failures int              // errors of the store in a row
-	parked   int              // keys with parked records, in all lanes
-	epochs   map[int]int64    // scratch of positions
-	leaving  map[int]struct{} // lanes given up, until a grant confirms it
+	ahead    chan fetched // the fetch in flight, or nil
+	settling chan settled // the settlement in flight, or nil
+	retryAt  time.Time    // when to look for parked records that are due
+	outage   bool         // the last publish got nothing through
+	idles    int          // empty fetches in a row
+	failures int          // errors of the store in a row
+	parked   int          // keys with parked records, in all lanes
+	leaving  [Lanes]bool  // lanes given up, until a grant confirms it
 }
 
 // A lane is the loop's view of a lane it holds.
@@ -36,7 +35,7 @@ type lane struct {
 
 type fetched struct {
 	recs   []Record
-	epochs map[int]int64 // of the lanes when they were read
+	epochs [Lanes]int64 // of the lanes when they were read
 	err    error
 }
 
@@ -79,58 +78,60 @@ func (l *loop) sync() {
 		return
 	}
 	l.version = version
-	before := len(l.lanes)
-	held := make(map[int]Lane, len(grant.Lanes))
-	for _, g := range grant.Lanes {
-		held[g.Number] = g
+	before := l.held()
+	var grants [Lanes]*Lane
+	for i := range grant.Lanes {
+		grants[grant.Lanes[i].Number] = &grant.Lanes[i]
 	}
-	for n, ln := range l.lanes {
-		if g, ok := held[n]; !ok || g.Epoch != ln.Epoch {
-			delete(l.lanes, n)
+	for n, g := range grants {
+		if ln := l.lanes[n]; ln != nil && (g == nil || g.Epoch != ln.Epoch) {
+			l.lanes[n] = nil
 		}
-	}
-	for n := range l.leaving {
-		if _, ok := held[n]; !ok {
-			delete(l.leaving, n)
-		}
-	}
-	for n, g := range held {
-		if _, leaving := l.leaving[n]; l.lanes[n] == nil && !leaving {
+		switch {
+		case g == nil:
+			l.leaving[n] = false
+		case l.leaving[n]:
+		case l.lanes[n] == nil:
+			l.lanes[n] = &lane{Lane: *g, next: g.Cursor}
 			if g.Parked == nil {
-				g.Parked = make(map[string]int64)
+				l.lanes[n].Parked = make(map[string]int64)
 			}
-			l.lanes[n] = &lane{Lane: g, next: g.Cursor}
 			l.retryAt = time.Time{}
-		} else if seq, ok := g.Parked[""]; ok && !leaving {
+		default:
 			// Without a key they end in any order, so the highest tells nothing.
-			l.lanes[n].Parked[""] = max(l.lanes[n].Parked[""], seq)
+			if seq, ok := g.Parked[""]; ok {
+				l.lanes[n].Parked[""] = max(l.lanes[n].Parked[""], seq)
+			}
 		}
 	}
 	l.shed(grant.Share)
 	l.count()
-	if f := l.r.opts.Observer.Lanes; f != nil && len(l.lanes) != before {
-		f(len(l.lanes))
+	if f := l.r.opts.Observer.Lanes; f != nil && l.held() != before {
+		f(l.held())
 	}
+}
+
+func (l *loop) held() (n int) {
+	for _, ln := range l.lanes {
+		if ln != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // shed gives lanes up that other relays should have, after their last batch.
 func (l *loop) shed(share int) {
-	var surplus []int
-	for n := Lanes - 1; n >= 0 && len(l.lanes)-len(surplus) > share; n-- {
-		if l.lanes[n] != nil {
-			surplus = append(surplus, n)
-		}
-	}
-	if len(surplus) == 0 {
+	if l.held() <= share {
 		return
 	}
-	l.waitSettled()
-	if l.leaving == nil {
-		l.leaving = make(map[int]struct{})
-	}
-	for _, n := range surplus {
-		delete(l.lanes, n)
-		l.leaving[n] = struct{}{}
+	_ = l.waitSettled() // an error has cleared the lanes it was about
+	var surplus []int
+	for n := Lanes - 1; n >= 0 && l.held() > share; n-- {
+		if l.lanes[n] != nil {
+			surplus = append(surplus, n)
+			l.lanes[n], l.leaving[n] = nil, true
+		}
 	}
 	l.keeper.giveUp(surplus)
 }
@@ -138,7 +139,9 @@ func (l *loop) shed(share int) {
 func (l *loop) count() {
 	l.parked = 0
 	for _, ln := range l.lanes {
-		l.parked += len(ln.Parked)
+		if ln != nil {
+			l.parked += len(ln.Parked)
+		}
 	}
 }
 
@@ -163,7 +166,7 @@ func (l *loop) next(ctx context.Context) ([]Record, error) {
 		// What is being settled must not be read as parked again.
 		l.waitSettled()
 	}
-	from := l.positions(retry)
+	from, epochs := l.positions(retry)
 	if len(from) == 0 {
 		return nil, nil
 	}
@@ -180,15 +183,15 @@ func (l *loop) next(ctx context.Context) ([]Record, error) {
 			}
 		}
 	}
-	return l.accept(fetched{recs: recs, epochs: l.epochs}), nil
+	return l.accept(fetched{recs: recs, epochs: epochs}), nil
 }
 
 func (l *loop) readAhead(ctx context.Context) {
-	from := l.positions(false)
+	from, epochs := l.positions(false)
 	if len(from) == 0 {
 		return
 	}
-	epochs, c := l.epochs, make(chan fetched, 1)
+	c := make(chan fetched, 1)
 	l.ahead = c
 	go func() {
 		recs, err := l.r.store.Fetch(ctx, from, l.r.opts.BatchSize)
@@ -196,33 +199,38 @@ func (l *loop) readAhead(ctx context.Context) {
 	}()
 }
 
-func (l *loop) positions(retry bool) []Position {
-	from := make([]Position, 0, len(l.lanes))
-	l.epochs = make(map[int]int64, len(l.lanes))
-	for n := range Lanes {
-		if ln := l.lanes[n]; ln != nil {
+func (l *loop) positions(retry bool) (from []Position, epochs [Lanes]int64) {
+	for n, ln := range l.lanes {
+		if ln != nil {
 			from = append(from, Position{Lane: n, After: ln.next, Retry: retry && len(ln.Parked) > 0})
-			l.epochs[n] = ln.Epoch
+			epochs[n] = ln.Epoch
 		}
 	}
-	return from
+	return from, epochs
 }
 
 // accept drops the records of lanes that changed hands since they were read,
 // and moves the positions past the rest.
 func (l *loop) accept(f fetched) []Record {
-	kept := f.recs[:0]
-	for _, rec := range f.recs {
+	current := func(rec *Record) bool {
 		ln := l.lanes[rec.Lane]
-		if ln == nil || ln.Epoch != f.epochs[rec.Lane] {
+		return ln != nil && ln.Epoch == f.epochs[rec.Lane]
+	}
+	n := 0
+	for i := range f.recs {
+		rec := &f.recs[i]
+		if !current(rec) {
 			continue
 		}
 		if !rec.Parked {
-			ln.next = rec.Seq
+			l.lanes[rec.Lane].next = rec.Seq
 		}
-		kept = append(kept, rec)
+		if n != i {
+			f.recs[n] = *rec
+		}
+		n++
 	}
-	return kept
+	return f.recs[:n]
 }
 
 // settle stores s while the loop goes on, after what is being stored now.
@@ -262,7 +270,7 @@ func (l *loop) waitSettled() error {
 	for _, n := range res.lost {
 		for _, a := range res.advance {
 			if ln := l.lanes[n]; ln != nil && a.Number == n && a.Epoch == ln.Epoch {
-				delete(l.lanes, n)
+				l.lanes[n] = nil
 			}
 		}
 	}
@@ -277,7 +285,7 @@ func (l *loop) reset() {
 		l.ahead = nil
 	}
 	_ = l.waitSettled() // everything is read anew in any case
-	clear(l.lanes)
+	clear(l.lanes[:])
 	l.parked = 0
 	_, version := l.keeper.current()
 	l.atLeast = version + 1

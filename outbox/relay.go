@@ -121,7 +121,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	wg.Go(func() { k.run(helpers) })
 	wg.Go(func() { r.maintain(helpers) })
 
-	l := &loop{r: r, keeper: k, lanes: make(map[int]*lane)}
+	l := &loop{r: r, keeper: k}
 	l.run(ctx)
 	stop()
 	wg.Wait()

@@ -98,7 +98,7 @@ func oursRate(ctx context.Context, e *env) (float64, error) {
 	if err := outboxpg.Migrate(ctx, pool); err != nil {
 		return 0, err
 	}
-	n := e.n(100_000)
+	n := e.n(300_000)
 	if err := fill(ctx, pool, n); err != nil {
 		return 0, err
 	}
@@ -122,7 +122,7 @@ func bareRate(ctx context.Context, e *env) (float64, error) {
 		return 0, err
 	}
 	defer drop()
-	n := e.n(100_000)
+	n := e.n(300_000)
 	_, err = pool.Exec(ctx, `CREATE TABLE bare (n bigserial PRIMARY KEY, id text, topic text, key text, payload bytea, headers jsonb, created_at timestamptz DEFAULT now());
 		CREATE TABLE bare_cursor (n bigint); INSERT INTO bare_cursor VALUES (0)`)
 	if err != nil {

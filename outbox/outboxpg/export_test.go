@@ -13,6 +13,6 @@ func (s *Store) FetchAcrossGaps(ctx context.Context, from []outbox.Position, lim
 	if err != nil {
 		return nil, err
 	}
-	pg, err := s.read(ctx, from, limit, limit)
-	return append(recs, pg.recs...), err
+	fresh, err := s.read(ctx, from, limit, limit)
+	return append(recs, fresh...), err
 }

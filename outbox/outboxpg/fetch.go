@@ -30,8 +30,7 @@ const (
 	fetchSQL = `SELECT m.* FROM unnest($1::smallint[], $2::bigint[]) AS p(lane, after)
 		CROSS JOIN LATERAL (
 			SELECT lane, seq, id, topic, key,
-				CASE WHEN octet_length(payload) < $5::int THEN payload END, headers, created_at,
-				octet_length(payload) AS size
+				CASE WHEN octet_length(payload) < $5::int THEN payload END, headers, created_at
 			FROM outbox_message WHERE lane = p.lane AND seq > p.after ORDER BY seq LIMIT $3) m
 		LIMIT $4`
 
@@ -53,18 +52,6 @@ const (
 	maxParked = 64
 )
 
-type position struct {
-	lane int
-	seq  int64
-}
-
-// A page is what one statement read: records in the order of from, and the sizes
-// of the payloads that were left out.
-type page struct {
-	recs  []outbox.Record
-	large map[position]int
-}
-
 // Fetch implements [outbox.Store].
 func (s *Store) Fetch(ctx context.Context, from []outbox.Position, limit int) ([]outbox.Record, error) {
 	var parked []outbox.Record
@@ -85,52 +72,48 @@ func (s *Store) Fetch(ctx context.Context, from []outbox.Position, limit int) ([
 	from = slices.Concat(from[start:], from[:start])
 	part := max(1, limit/max(1, s.hot))
 
-	pg, err := s.read(ctx, from, part, limit)
+	recs, err := s.read(ctx, from, part, limit)
 	if err != nil {
 		return nil, wrap("fetch", err)
 	}
 	s.hot = 0
-	for lane := range runs(pg.recs) {
+	for lane := range runs(recs) {
 		if len(lane) >= part {
 			s.hot++
 		}
 	}
-	if open := s.cut(from, &pg); len(open) > 0 {
-		if pg, err = s.closeGaps(ctx, open, pg, part, limit); err != nil {
+	recs, open := s.cut(from, recs)
+	if len(open) > 0 {
+		if recs, err = s.closeGaps(ctx, open, recs, part, limit); err != nil {
 			return nil, wrap("fetch", err)
 		}
 	}
-	if err := s.fill(ctx, &pg); err != nil {
+	if recs, err = s.fill(ctx, recs); err != nil {
 		return nil, wrap("fetch", err)
 	}
 	if len(parked) > 0 {
-		return append(parked, pg.recs...), nil
+		return append(parked, recs...), nil
 	}
-	return pg.recs, nil
+	return recs, nil
 }
 
-func (s *Store) read(ctx context.Context, from []outbox.Position, part, limit int) (page, error) {
+// read returns records in the order of from, gaps or not, and without the
+// payloads of InlineBytes and more.
+func (s *Store) read(ctx context.Context, from []outbox.Position, part, limit int) ([]outbox.Record, error) {
 	lanes, after := make([]int16, len(from)), make([]int64, len(from))
 	for i, p := range from {
 		lanes[i], after[i] = int16(p.Lane), p.After
 	}
 	rows, err := s.pool.Query(ctx, fetchSQL, lanes, after, part, limit, s.opts.InlineBytes)
 	if err != nil {
-		return page{}, err
+		return nil, err
 	}
-	var pg page
+	var recs []outbox.Record
 	var r outbox.Record
 	var headers []byte
-	var size int
-	_, err = pgx.ForEachRow(rows, []any{&r.Lane, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &headers, &r.CreatedAt, &size}, func() error {
-		if pg.recs == nil {
-			pg.recs = make([]outbox.Record, 0, min(limit, 4*s.last))
-		}
-		if size >= s.opts.InlineBytes {
-			if pg.large == nil {
-				pg.large = make(map[position]int)
-			}
-			pg.large[position{r.Lane, r.Seq}] = size
+	_, err = pgx.ForEachRow(rows, []any{&r.Lane, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &headers, &r.CreatedAt}, func() error {
+		if recs == nil {
+			recs = make([]outbox.Record, 0, min(limit, s.last+s.last/4))
 		}
 		r.Headers = nil
 		if headers != nil {
@@ -138,12 +121,12 @@ func (s *Store) read(ctx context.Context, from []outbox.Position, part, limit in
 				return err
 			}
 		}
-		pg.recs = append(pg.recs, r)
+		recs = append(recs, r)
 		r.Payload, headers = nil, nil
 		return nil
 	})
-	s.last = max(16, len(pg.recs))
-	return pg, err
+	s.last = max(16, len(recs))
+	return recs, err
 }
 
 // runs yields the records of each lane in turn.
@@ -163,11 +146,11 @@ func runs(recs []outbox.Record) iter.Seq[[]outbox.Record] {
 }
 
 // closeGaps looks up who may still fill the gaps of the open lanes and reads
-// those lanes again, for what has become safe. pg holds what is safe already.
-func (s *Store) closeGaps(ctx context.Context, open []outbox.Position, pg page, part, limit int) (page, error) {
+// those lanes again, for what has become safe beside what is so already.
+func (s *Store) closeGaps(ctx context.Context, open []outbox.Position, safe []outbox.Record, part, limit int) ([]outbox.Record, error) {
 	holders, err := s.writers(ctx, open)
 	if err != nil {
-		return page{}, err
+		return nil, err
 	}
 	for _, p := range open {
 		g := s.gaps[p.Lane]
@@ -180,31 +163,26 @@ func (s *Store) closeGaps(ctx context.Context, open []outbox.Position, pg page, 
 	// A statement of its own, and so a snapshot taken after the look-up.
 	again, err := s.read(ctx, open, part, limit)
 	if err != nil {
-		return page{}, err
+		return nil, err
 	}
-	s.cut(open, &again)
-	for _, r := range pg.recs {
+	again, _ = s.cut(open, again)
+	for _, r := range safe {
 		if !slices.ContainsFunc(open, func(p outbox.Position) bool { return p.Lane == r.Lane }) {
-			again.recs = append(again.recs, r)
+			again = append(again, r)
 		}
-	}
-	if again.large == nil {
-		again.large = pg.large
-	} else {
-		maps.Copy(again.large, pg.large)
 	}
 	return again, nil
 }
 
-// cut removes the records after the first gap of each lane that may still be
-// filled, and returns the positions of the lanes that have one.
-func (s *Store) cut(from []outbox.Position, pg *page) (open []outbox.Position) {
+// cut returns the records before the first gap of each lane that may still be
+// filled, and the positions of the lanes that have one. It reuses recs.
+func (s *Store) cut(from []outbox.Position, recs []outbox.Record) (safe []outbox.Record, open []outbox.Position) {
 	after := make(map[int]outbox.Position, len(from))
 	for _, p := range from {
 		after[p.Lane] = p
 	}
-	safe := pg.recs[:0]
-	for lane := range runs(pg.recs) {
+	safe = recs[:0]
+	for lane := range runs(recs) {
 		p := after[lane[0].Lane]
 		g, next := s.gaps[p.Lane], p.After+1
 		closed := int64(0) // gaps up to here will not be filled
@@ -225,8 +203,7 @@ func (s *Store) cut(from []outbox.Position, pg *page) (open []outbox.Position) {
 		}
 		safe = append(safe, lane[:n]...)
 	}
-	pg.recs = safe
-	return open
+	return safe, open
 }
 
 // writers returns the transactions that have appended to each lane and have not
@@ -252,27 +229,23 @@ func (s *Store) writers(ctx context.Context, lanes []outbox.Position) (map[int]m
 }
 
 // fill reads the payloads that were too large to be read with the rest, and
-// cuts the page where they add up to BatchBytes.
-func (s *Store) fill(ctx context.Context, pg *page) error {
-	if len(pg.large) == 0 {
-		return nil
-	}
+// cuts the batch where they have come to BatchBytes.
+func (s *Store) fill(ctx context.Context, recs []outbox.Record) ([]outbox.Record, error) {
 	total := 0
-	for i := range pg.recs {
-		r := &pg.recs[i]
-		size := pg.large[position{r.Lane, r.Seq}]
-		if size == 0 {
+	for i := range recs {
+		r := &recs[i]
+		if r.Payload != nil {
 			continue
 		}
-		if total += size; total > s.opts.BatchBytes && i > 0 {
-			pg.recs = pg.recs[:i]
-			return nil
+		if total >= s.opts.BatchBytes {
+			return recs[:i], nil
 		}
 		if err := s.pool.QueryRow(ctx, payloadSQL, r.Lane, r.Seq).Scan(&r.Payload); err != nil {
-			return err
+			return nil, err
 		}
+		total += len(r.Payload)
 	}
-	return nil
+	return recs, nil
 }
 
 // parked returns the first parked record of each key that is due, and those
