@@ -7,6 +7,7 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -14,7 +15,8 @@ import (
 )
 
 // Append adds msgs to the outbox in the caller's transaction: they are
-// delivered if it commits, and only then. It takes one round trip.
+// delivered if it commits, and only then. It takes one round trip, and one more for
+// messages with a delay.
 //
 // Messages of one key are delivered in the order of their Append calls. If
 // transactions that write the same key may overlap, let each lock what the
@@ -63,20 +65,57 @@ func place(lane string) string {
 		THEN nextval(` + seqArray + `[` + lane + `::int4 + 1]) END`
 }
 
-var (
-	insertOne = `INSERT INTO outbox_message (slot, lane, seq, id, topic, key, payload, headers)
-		VALUES ((SELECT slot FROM outbox_control), $1::smallint, ` + place("$1") + `, $2::text, $3::text, $4::text, $5::bytea, $6::jsonb)`
+const insertColumns = `(slot, lane, seq, id, topic, key, payload, headers)`
 
-	insertMany = `INSERT INTO outbox_message (slot, lane, seq, id, topic, key, payload, headers)
-		SELECT (SELECT slot FROM outbox_control), m.lane, ` + place("m.lane") + `, m.id, m.topic, m.key, m.payload, m.headers
-		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::jsonb[])
-			AS m(lane, id, topic, key, payload, headers)`
+// What writers of other drivers use: the table finds the slot.
+var insertAny = `INSERT INTO outbox_message ` + insertColumns + `
+	VALUES ((SELECT slot FROM outbox_control), $1::smallint, ` + place("$1") + `, $2::text, $3::text, $4::text, $5::bytea, $6::jsonb)`
+
+// The statements for each slot. A writer need not use the current one, so it
+// remembers it and spares the server the routing; now and then it asks again.
+var (
+	insertOne, insertMany, insertOneAsk, insertManyAsk [slots]string
 
 	insertDelayed = `INSERT INTO outbox_delayed (due_at, lane, id, topic, key, payload, headers)
 		SELECT clock_timestamp() + make_interval(secs => delay), lane, id, topic, key, payload, headers
 		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::jsonb[], $7::float8[])
 			AS m(lane, id, topic, key, payload, headers, delay)`
 )
+
+func init() {
+	const ask = ` RETURNING (SELECT slot FROM outbox_control)`
+	for slot := range slots {
+		into := fmt.Sprintf(`INSERT INTO outbox_message_%d %s `, slot, insertColumns)
+		insertOne[slot] = into + fmt.Sprintf(`VALUES (%d, $1::smallint, %s, $2::text, $3::text, $4::text, $5::bytea, $6::jsonb)`, slot, place("$1"))
+		insertMany[slot] = into + fmt.Sprintf(`SELECT %d, m.lane, %s, m.id, m.topic, m.key, m.payload, m.headers
+			FROM unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::jsonb[])
+				AS m(lane, id, topic, key, payload, headers)`, slot, place("m.lane"))
+		insertOneAsk[slot], insertManyAsk[slot] = insertOne[slot]+ask, insertMany[slot]+ask
+	}
+}
+
+// A slotHint is what a connection knows of the current slot.
+type slotHint struct {
+	slot  int
+	until time.Time // ask again after it
+}
+
+const hintFor = time.Second
+
+func hintOf(tx pgx.Tx) *slotHint {
+	conn := tx.Conn()
+	if conn == nil {
+		return &slotHint{} // not a real connection
+	}
+	const name = "ashlar outbox slot"
+	data := conn.PgConn().CustomData()
+	hint, ok := data[name].(*slotHint)
+	if !ok {
+		hint = &slotHint{}
+		data[name] = hint
+	}
+	return hint
+}
 
 // columns are the arguments of insertMany and insertDelayed.
 type columns struct {
@@ -113,21 +152,40 @@ func (w *Writer) Append(ctx context.Context, tx pgx.Tx, msgs ...outbox.Message) 
 			now.add(m, lane, headers)
 		}
 	}
-	var err error
-	switch n, d := len(now.ids), len(later.ids); {
-	case n == 1 && d == 0:
-		_, err = tx.Exec(ctx, insertOne, now.lanes[0], now.ids[0], now.topics[0], now.keys[0], now.payloads[0], now.headers[0])
-	case n+d > 0:
-		batch := &pgx.Batch{}
-		if n > 0 {
-			batch.Queue(insertMany, now.lanes, now.ids, now.topics, now.keys, now.payloads, now.headers)
+	if len(later.ids) > 0 {
+		_, err := tx.Exec(ctx, insertDelayed, later.lanes, later.ids, later.topics, later.keys, later.payloads, later.headers, later.delays)
+		if err != nil {
+			return wrap("append", err)
 		}
-		if d > 0 {
-			batch.Queue(insertDelayed, later.lanes, later.ids, later.topics, later.keys, later.payloads, later.headers, later.delays)
-		}
-		err = tx.SendBatch(ctx, batch).Close()
 	}
-	return wrap("append", err)
+	switch len(now.ids) {
+	case 0:
+		return nil
+	case 1:
+		return wrap("append", insert(ctx, tx, &insertOne, &insertOneAsk,
+			now.lanes[0], now.ids[0], now.topics[0], now.keys[0], now.payloads[0], now.headers[0]))
+	default:
+		return wrap("append", insert(ctx, tx, &insertMany, &insertManyAsk,
+			now.lanes, now.ids, now.topics, now.keys, now.payloads, now.headers))
+	}
+}
+
+func insert(ctx context.Context, tx pgx.Tx, plain, ask *[slots]string, args ...any) error {
+	hint := hintOf(tx)
+	if now := time.Now(); now.After(hint.until) {
+		slot := hint.slot
+		rows, err := tx.Query(ctx, ask[slot], args...)
+		if err != nil {
+			return err
+		}
+		_, err = pgx.ForEachRow(rows, []any{&slot}, func() error { return nil })
+		if err == nil {
+			hint.slot, hint.until = slot, now.Add(hintFor)
+		}
+		return err
+	}
+	_, err := tx.Exec(ctx, plain[hint.slot], args...)
+	return err
 }
 
 func prepare(m outbox.Message, inject map[string]string) (outbox.Message, int, *string, error) {
@@ -172,7 +230,7 @@ func Statement(m outbox.Message) (query string, args []any, err error) {
 			VALUES (clock_timestamp() + make_interval(secs => $7::float8), $1::smallint, $2::text, $3::text, $4::text, $5::bytea, $6::jsonb)`,
 			append(args, m.Delay.Seconds()), nil
 	}
-	return insertOne, args, nil
+	return insertAny, args, nil
 }
 
 func nonNil(b []byte) []byte {

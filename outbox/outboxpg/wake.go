@@ -25,13 +25,13 @@ type Notifier struct {
 }
 
 // NewNotifier returns a notifier that sends through pool, at most once in each
-// interval; zero means 5 ms.
+// interval; zero means 25 ms.
 func NewNotifier(pool *pgxpool.Pool, interval time.Duration) *Notifier {
 	if pool == nil {
 		panic("outboxpg: NewNotifier needs a pool")
 	}
 	if interval <= 0 {
-		interval = 5 * time.Millisecond
+		interval = 25 * time.Millisecond
 	}
 	return &Notifier{pool: pool, interval: interval, dirty: make(chan struct{}, 1)}
 }
