@@ -125,7 +125,10 @@ func (l *loop) shed(share int) {
 	if l.held() <= share {
 		return
 	}
-	_ = l.waitSettled() // an error has cleared the lanes it was about
+	if l.waitSettled() != nil {
+		l.reset()
+		return
+	}
 	var surplus []int
 	for n := Lanes - 1; n >= 0 && l.held() > share; n-- {
 		if l.lanes[n] != nil {
@@ -164,7 +167,9 @@ func (l *loop) next(ctx context.Context) ([]Record, error) {
 	retry := l.retryDue()
 	if retry {
 		// What is being settled must not be read as parked again.
-		l.waitSettled()
+		if err := l.waitSettled(); err != nil {
+			return nil, err
+		}
 	}
 	from, epochs := l.positions(retry)
 	if len(from) == 0 {

@@ -10,9 +10,9 @@ import (
 
 func TestCeiling(t *testing.T) {
 	p := Policy{Base: 10 * time.Millisecond, Max: 100 * time.Millisecond}
-	for attempt, want := range []time.Duration{10, 20, 40, 80, 100, 100} {
-		if got := p.Ceiling(attempt); got != want*time.Millisecond {
-			t.Errorf("Ceiling(%d) = %v, want %v", attempt, got, want*time.Millisecond)
+	for attempt, want := range []int64{10, 20, 40, 80, 100, 100} {
+		if got := p.Ceiling(attempt); got.Milliseconds() != want {
+			t.Errorf("Ceiling(%d) = %v, want %d ms", attempt, got, want)
 		}
 	}
 	if got := (Policy{}).Ceiling(1 << 20); got != 5*time.Second {

@@ -31,7 +31,7 @@ func Client(tb testing.TB) *redis.Client {
 		tb.Fatalf("redistest: TEST_REDIS_URL must be a redis:// URL: %v", err)
 	}
 	client := redis.NewClient(opts)
-	tb.Cleanup(func() { client.Close() })
+	tb.Cleanup(func() { _ = client.Close() })
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := client.Ping(ctx).Err(); err != nil {

@@ -37,6 +37,6 @@ func relay(pool *pgxpool.Pool, publisher outbox.Publisher) error {
 // The two halves of a service with an outbox: its transactions, and its relay.
 // The publisher is outboxkafka.New(client), or anything else with a Publish
 // method.
-func Example() {
+func Example() { //nolint:testableexamples // it needs a server
 	_, _ = confirm, relay
 }

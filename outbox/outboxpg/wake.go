@@ -75,15 +75,14 @@ func pause(ctx context.Context, d time.Duration) {
 // the connection fails; a connection through PgBouncer must be to a pool in
 // session mode, or straight to the server.
 func Listen(ctx context.Context, dial func(ctx context.Context) (*pgx.Conn, error), wake func()) error {
-	for attempt := 0; ctx.Err() == nil; attempt++ {
+	for attempt := 0; ; attempt++ {
 		err := listen(ctx, dial, func() { attempt = 0; wake() })
 		if ctx.Err() != nil {
-			break
+			return nil //nolint:nilerr // the error is that ctx has ended, as it should
 		}
 		slog.WarnContext(ctx, "outboxpg: not listening, relays will poll", "error", err)
 		pause(ctx, min(50*time.Millisecond<<min(attempt, 10), 5*time.Second))
 	}
-	return nil
 }
 
 func listen(ctx context.Context, dial func(ctx context.Context) (*pgx.Conn, error), wake func()) error {
