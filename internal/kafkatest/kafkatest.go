@@ -6,6 +6,7 @@ package kafkatest
 
 import (
 	"context"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -29,7 +30,18 @@ func Seeds(tb testing.TB) []string {
 		}
 		tb.Skip("kafkatest: " + remedy)
 	}
-	return strings.Split(seeds, ",")
+	list := strings.Split(seeds, ",")
+	var err error
+	for _, seed := range list {
+		// A client would go on trying until its test times out.
+		var conn net.Conn
+		if conn, err = net.DialTimeout("tcp", seed, 10*time.Second); err == nil {
+			conn.Close()
+			return list
+		}
+	}
+	tb.Fatalf("kafkatest: cannot reach the brokers that TEST_KAFKA_SEEDS names, host:port[,host:port]: %v\nStart one with: go run ./examples/testenv -- go test ./...", err)
+	return nil
 }
 
 // Client returns a client with opts that is closed when the test ends.

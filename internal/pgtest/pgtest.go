@@ -6,7 +6,6 @@ package pgtest
 
 import (
 	"context"
-	"fmt"
 	"net/url"
 	"os"
 	"strings"
@@ -77,6 +76,9 @@ func serverURL(tb testing.TB) string {
 	if dsn == "" {
 		Missing(tb, "TEST_POSTGRES_URL is not set; run the tests with: go run ./examples/testenv -- go test ./...")
 	}
+	if u, err := url.Parse(dsn); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" || u.Host == "" {
+		tb.Fatal("pgtest: TEST_POSTGRES_URL must be a URL such as postgres://user:password@host:5432/database")
+	}
 	return dsn
 }
 
@@ -114,8 +116,8 @@ func exec(tb testing.TB, dsn, sql string) {
 func withParam(tb testing.TB, dsn, key, value string) string {
 	tb.Helper()
 	u, err := url.Parse(dsn)
-	if err != nil || u.Scheme == "" {
-		tb.Fatalf("pgtest: TEST_POSTGRES_URL must be a postgres:// URL: %v", fmt.Errorf("parse: %w", err))
+	if err != nil {
+		tb.Fatalf("pgtest: %v", err)
 	}
 	q := u.Query()
 	q.Set(key, value)

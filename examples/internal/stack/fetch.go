@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,14 +11,18 @@ import (
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
 
-// fetchPostgres returns the folder of server programs that are downloaded from
-// Maven Central on first use and kept in a cache.
-func fetchPostgres(ctx context.Context, r *run) (string, error) {
-	cache, err := os.UserCacheDir()
+// cacheDir is where downloaded programs are kept.
+func cacheDir() string {
+	dir, err := os.UserCacheDir()
 	if err != nil || os.Geteuid() == 0 {
-		cache = "/var/cache" // root's own folder is closed to the account that runs the server
+		dir = "/var/cache" // root's own is closed to the account that runs the server
 	}
-	cache = filepath.Join(cache, "ashlar")
+	return filepath.Join(dir, "ashlar")
+}
+
+// fetchPostgres returns the folder of server programs that are downloaded from
+// Maven Central on first use.
+func fetchPostgres(ctx context.Context, r *run, cache string) (string, error) {
 	home := filepath.Join(cache, "postgres-"+string(embeddedpostgres.V17))
 	bin := filepath.Join(home, "bin")
 	if installed(bin) {
@@ -36,8 +41,8 @@ func fetchPostgres(ctx context.Context, r *run) (string, error) {
 	r.logf("postgres: downloading the server programs, version %s, to %s", embeddedpostgres.V17, cache)
 	fetched := make(chan error, 1)
 	go func() {
-		defer os.RemoveAll(tmp)
-		fetched <- fetch(tmp, home)
+		err := fetch(tmp, home)
+		fetched <- errors.Join(err, os.RemoveAll(tmp))
 	}()
 	select {
 	case err = <-fetched:

@@ -34,7 +34,7 @@ func localPostgres(ctx context.Context, r *run) (*Service, error) {
 func embeddedPostgres(ctx context.Context, r *run) (*Service, error) {
 	bin, err := findPostgres()
 	if err != nil {
-		if bin, err = fetchPostgres(ctx, r); err != nil {
+		if bin, err = fetchPostgres(ctx, r, cacheDir()); err != nil {
 			return nil, err
 		}
 	}
