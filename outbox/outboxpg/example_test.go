@@ -1,4 +1,4 @@
-package outboxpg_test
+package outboxpg_test //nolint:testableexamples // it needs a server
 
 import (
 	"context"
@@ -37,6 +37,6 @@ func relay(pool *pgxpool.Pool, publisher outbox.Publisher) error {
 // The two halves of a service with an outbox: its transactions, and its relay.
 // The publisher is outboxkafka.New(client), or anything else with a Publish
 // method.
-func Example() { //nolint:testableexamples // it needs a server
+func Example() {
 	_, _ = confirm, relay
 }
