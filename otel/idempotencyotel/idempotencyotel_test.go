@@ -18,7 +18,7 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := idempotency.NewMemoryStore()
+	store := &idempotency.MemoryStore{}
 	opts := &idempotency.Options{Observer: observer}
 	do := func(id, fingerprint string, fail error) {
 		key := idempotency.Key{Scope: idempotency.Global, ID: id, Fingerprint: []byte(fingerprint)}
