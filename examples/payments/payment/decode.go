@@ -143,6 +143,9 @@ func anyCardNumber(body []byte) bool {
 
 func oneKey(header, member string, given bool) (string, error) {
 	if header != "" {
+		if HasCardNumber(header) {
+			return "", cardNumber("Idempotency-Key")
+		}
 		if len(header) >= 2 && header[0] == '"' && header[len(header)-1] == '"' { // as the IETF draft has it
 			header = header[1 : len(header)-1]
 		}
