@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,7 +20,7 @@ import (
 func TestMain(m *testing.M) {
 	switch os.Getenv("TESTENV_TEST") {
 	case "testenv":
-		os.Unsetenv("TESTENV_TEST")
+		_ = os.Unsetenv("TESTENV_TEST")
 		main()
 	case "":
 		os.Exit(m.Run())
@@ -58,8 +59,8 @@ func code(t *testing.T, err error) int {
 	if err == nil {
 		return 0
 	}
-	exit, ok := err.(*exec.ExitError)
-	if !ok {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	return exit.ExitCode()

@@ -171,7 +171,7 @@ func (b *box) stop(ctx context.Context, immediate bool) error {
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer func() { _ = engine.Close() }()
 	id := b.ctr.GetContainerID()
 	if _, err := engine.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: b.crash}); err != nil {
 		return err
@@ -231,7 +231,7 @@ func engineAnswers(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("no Docker engine answers: %w", errUnavailable)
 	}
-	defer engine.Close()
+	defer func() { _ = engine.Close() }()
 	if _, err := engine.Ping(ctx, client.PingOptions{}); err != nil {
 		return fmt.Errorf("no Docker engine answers: %w", errUnavailable)
 	}

@@ -25,9 +25,7 @@ var variables = map[string]string{
 }
 
 func envPostgres(ctx context.Context, _ *run) (*Service, error) {
-	return fromEnv(ctx, Postgres, func(ctx context.Context, addr string) (string, error) {
-		return pgVersion(ctx, addr)
-	}, func(v string) error { return atLeast("Postgres", v, 15, 0) })
+	return fromEnv(ctx, Postgres, pgVersion, func(v string) error { return atLeast("Postgres", v, 15, 0) })
 }
 
 func envRedis(ctx context.Context, _ *run) (*Service, error) {
@@ -110,7 +108,7 @@ func redisVersion(ctx context.Context, url string) (version, pid string, err err
 	}
 	conn.Close()
 	client := redis.NewClient(opts)
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	if err := client.Ping(ctx).Err(); err != nil {
 		return "", "", err
 	}

@@ -43,8 +43,12 @@ func TestFetchedPostgres(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer svc.inst.close()
 	svc.Name = Postgres
+	defer func() {
+		if err := svc.inst.close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	if !strings.HasPrefix(svc.Version, "17.") {
 		t.Errorf("version %q", svc.Version)
 	}

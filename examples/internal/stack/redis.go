@@ -49,7 +49,7 @@ func localRedis(ctx context.Context, r *run) (*Service, error) {
 // saveRedis writes the snapshot that the server loads when it starts again.
 func saveRedis(ctx context.Context, port int) error {
 	client := redis.NewClient(&redis.Options{Addr: hostPort(port)})
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	return client.Save(ctx).Err()
 }
 
