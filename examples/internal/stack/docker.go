@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
@@ -109,9 +110,8 @@ func (b *box) launch(ctx context.Context, inside int, options func(port int) []t
 	}
 	img := image(b.name)
 	b.run.logf("%s: starting a container from %s (downloaded the first time)", b.name, img)
-	name := filepath.Base(b.run.dir) + "-" + b.name
 	// The watchdog has to know the name before the container exists.
-	if err := os.WriteFile(filepath.Join(b.run.dir, b.name+".container"), []byte(name), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(b.run.dir, b.name+".container"), []byte(b.container()), 0o600); err != nil {
 		return "", err
 	}
 	var err error
@@ -121,7 +121,7 @@ func (b *box) launch(ctx context.Context, inside int, options func(port int) []t
 		}
 		internal := network.MustParsePort(strconv.Itoa(inside) + "/tcp")
 		b.ctr, err = testcontainers.Run(ctx, img, append(options(b.port),
-			testcontainers.WithName(name),
+			testcontainers.WithName(b.container()),
 			testcontainers.WithExposedPorts(internal.String()),
 			testcontainers.WithHostConfigModifier(func(hc *container.HostConfig) {
 				hc.PortBindings = network.PortMap{internal: {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(b.port)}}}
@@ -129,7 +129,7 @@ func (b *box) launch(ctx context.Context, inside int, options func(port int) []t
 		if err == nil {
 			break
 		}
-		err = fmt.Errorf("image %s: %w", img, errors.Join(err, b.close()))
+		err = fmt.Errorf("image %s (ASHLAR_IMAGE_%s names another): %w", img, strings.ToUpper(b.name), errors.Join(err, b.close()))
 		if !portTaken(err) {
 			return "", err
 		}
@@ -139,7 +139,7 @@ func (b *box) launch(ctx context.Context, inside int, options func(port int) []t
 	}
 	version, err := b.ready(ctx)
 	if err != nil {
-		return "", errors.Join(fmt.Errorf("image %s: %w", img, err), b.close())
+		return "", errors.Join(fmt.Errorf("image %s (ASHLAR_IMAGE_%s names another): %w", img, strings.ToUpper(b.name), err), b.close())
 	}
 	return version, nil
 }
@@ -150,11 +150,24 @@ func (b *box) ready(ctx context.Context) (string, error) {
 	version, err := ready(ctx, nil, b.port, func(ctx context.Context, port int) (string, error) {
 		if state, err := b.ctr.State(ctx); err == nil && !state.Running {
 			cancel()
-			return "", fmt.Errorf("the container ended with status %d", state.ExitCode)
+			return "", fmt.Errorf("the container ended with status %d\n%s", state.ExitCode, b.output())
 		}
 		return b.probe(ctx, port)
 	})
 	return version, err
+}
+
+// output returns the last lines that the server wrote.
+func (b *box) output() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	logs, err := b.ctr.Logs(ctx)
+	if err != nil {
+		return ""
+	}
+	defer logs.Close()
+	text, _ := io.ReadAll(logs)
+	return lastLines(string(text))
 }
 
 func (b *box) stop(ctx context.Context, immediate bool) error {
@@ -193,18 +206,24 @@ func (b *box) start(ctx context.Context) error {
 	return err
 }
 
+// close removes the container by its name: a start that was interrupted may have
+// created it without telling.
 func (b *box) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if b.ctr == nil {
-		return nil
+	engine, err := testcontainers.NewDockerClientWithOpts(ctx)
+	if err != nil {
+		return err
 	}
-	err := testcontainers.TerminateContainer(b.ctr, testcontainers.StopContext(ctx), testcontainers.StopTimeout(0))
-	if err == nil {
-		b.ctr = nil
+	defer func() { _ = engine.Close() }()
+	_, err = engine.ContainerRemove(ctx, b.container(), client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+	if errdefs.IsNotFound(err) {
+		return nil
 	}
 	return err
 }
+
+func (b *box) container() string { return filepath.Base(b.run.dir) + "-" + b.name }
 
 // configure sets what testcontainers keeps once for a program.
 var configure = sync.OnceFunc(func() {

@@ -380,22 +380,57 @@ func waitFor(t *testing.T, what string, cond func() bool) {
 
 // A start that is cancelled halfway takes down what runs already.
 func TestCancelledStart(t *testing.T) {
-	t.Setenv("ASHLAR_STACK", "local")
-	ctx, cancel := context.WithCancel(t.Context())
-	var once sync.Once
-	var dir string
-	s, err := Start(ctx, &Options{Private: true, Log: writerFunc(func(line string) {
-		if strings.Contains(line, "redis: ready") {
-			once.Do(cancel) // Postgres is still making its files
-		}
-	})})
-	if err == nil {
-		dir = s.run.dir
-		s.Close()
-		t.Fatalf("Start succeeded in %s", dir)
+	for _, class := range []Provider{Local, Docker} {
+		t.Run(string(class), func(t *testing.T) {
+			if class == Docker {
+				if err := engineAnswers(t.Context()); err != nil {
+					t.Skip(err)
+				}
+			}
+			t.Setenv("ASHLAR_STACK", string(class))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var dir string
+			plain := watchdog
+			watchdog = func(d string) (func(), error) {
+				dir = d
+				return plain(d)
+			}
+			defer func() { watchdog = plain }()
+			s, err := Start(ctx, &Options{Private: true, Log: writerFunc(func(line string) {
+				if strings.Contains(line, "redis: ready") {
+					cancel() // Postgres makes its files, Kafka loads its classes
+				}
+			})})
+			if err == nil {
+				s.Close()
+				t.Skip("all servers were as quick as Redis")
+			}
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want context.Canceled", err)
+			}
+			if left := leftovers(dir); len(left) > 0 {
+				t.Errorf("left behind: %q", left)
+			}
+		})
 	}
-	if !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want context.Canceled", err)
+}
+
+// A container that ends tells why.
+func TestContainerThatEnds(t *testing.T) {
+	if err := engineAnswers(t.Context()); err != nil {
+		t.Skip(err)
+	}
+	// Redis' image knows nothing of Postgres' arguments.
+	t.Setenv("ASHLAR_IMAGE_POSTGRES", image(Redis))
+	t.Setenv("ASHLAR_STACK", "docker")
+	s, err := Start(t.Context(), &Options{Private: true, Backends: []string{Postgres}})
+	if err == nil {
+		s.Close()
+		t.Fatal("it started")
+	}
+	if text := err.Error(); !strings.Contains(text, "ended with status") || !strings.Contains(text, "ASHLAR_IMAGE_POSTGRES") {
+		t.Errorf("got %v", err)
 	}
 }
 
