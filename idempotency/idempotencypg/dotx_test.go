@@ -24,11 +24,11 @@ func key(id string) idempotency.Key {
 func ledger(tb testing.TB) *pgxpool.Pool {
 	tb.Helper()
 	pool := migrated(tb)
-	exec(tb, pool, `CREATE TABLE effect (id text NOT NULL)`)
+	run(tb, pool, `CREATE TABLE effect (id text NOT NULL)`)
 	return pool
 }
 
-func exec(tb testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
+func run(tb testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
 	tb.Helper()
 	if _, err := pool.Exec(context.Background(), sql, args...); err != nil {
 		tb.Fatalf("%s: %v", sql, err)
@@ -108,8 +108,8 @@ func TestDoTxFailuresLeaveNothing(t *testing.T) {
 			return "", err
 		},
 	}
-	exec(t, pool, `CREATE TABLE parent (id int PRIMARY KEY)`)
-	exec(t, pool, `CREATE TABLE child (parent int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)`)
+	run(t, pool, `CREATE TABLE parent (id int PRIMARY KEY)`)
+	run(t, pool, `CREATE TABLE child (parent int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)`)
 	for name, fail := range fails {
 		t.Run(name, func(t *testing.T) {
 			var got error
@@ -233,7 +233,7 @@ func TestDoTxBesideStore(t *testing.T) {
 	if _, _, err := idempotencypg.DoTx(t.Context(), pool, key("k"), nil, effect("k")); !errors.Is(err, idempotency.ErrInProgress) {
 		t.Fatalf("DoTx of a key that the store holds = %v", err)
 	}
-	exec(t, pool, `UPDATE idempotency_key SET lease_until = now()`)
+	run(t, pool, `UPDATE idempotency_key SET lease_until = now()`)
 	got, replayed, err := idempotencypg.DoTx(t.Context(), pool, key("k"), nil, effect("k"))
 	if err != nil || replayed || got != "did k" {
 		t.Fatalf("DoTx after the lease = %q, %v, %v", got, replayed, err)
@@ -256,7 +256,7 @@ func TestDoTxBesideStore(t *testing.T) {
 	if _, err := store.Claim(t.Context(), key("race"), req); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, pool, `UPDATE idempotency_key SET lease_until = now() WHERE id = 'race'`)
+	run(t, pool, `UPDATE idempotency_key SET lease_until = now() WHERE id = 'race'`)
 	_, _, err = idempotencypg.DoTx(t.Context(), pool, key("race"), nil, func(ctx context.Context, tx pgx.Tx) (string, error) {
 		if err := store.Complete(ctx, key("race"), "two-phase", []byte(`"late"`)); err != nil {
 			t.Fatal(err)
@@ -280,7 +280,7 @@ func TestDoTxExpiry(t *testing.T) {
 		if n := effects(t, pool, "k"); n != want+1 {
 			t.Fatalf("%d effects, want %d", n, want+1)
 		}
-		exec(t, pool, `UPDATE idempotency_key SET expires_at = now()`)
+		run(t, pool, `UPDATE idempotency_key SET expires_at = now()`)
 	}
 }
 
