@@ -71,6 +71,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 
+	slog.SetDefault(log) // for what is not given a logger
+
 	begin := time.Now()
 	w, err := newWorld(ctx, progress, log)
 	defer func() {

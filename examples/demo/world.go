@@ -157,7 +157,7 @@ func (w *world) config(c *cord) server.Config {
 	return server.Config{
 		PostgresURL: w.postgres(), KafkaSeeds: w.seeds, GatewayURL: w.simURL,
 		Options: server.Options{
-			GatewayTimeout: gatewayTimeout, LeaseTTL: time.Second, Dial: c.dial, Logger: w.log,
+			GatewayTimeout: gatewayTimeout, LeaseTTL: time.Second, Instance: "demo", Dial: c.dial, Logger: w.log,
 			Payment: payment.Options{
 				Every: reconcileEvery, Window: gatewayWindow,
 				At: func(point string) { w.reached(c, point) },
