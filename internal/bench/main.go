@@ -41,6 +41,7 @@ func run() error {
 	rounds := flags.Int("rounds", 5, "how many interleaved rounds")
 	quick := flags.Bool("quick", false, "small and short: within a minute, for a first impression")
 	list := flags.Bool("list", false, "list the IDs")
+	flags.DurationVar(&heldFor, "held", 0, "how `long` O7 holds its snapshot; 10m is the full form (default 10s)")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
@@ -82,6 +83,9 @@ func run() error {
 	}
 	return nil
 }
+
+// heldFor is for how long O7 holds its snapshot; zero means its default.
+var heldFor time.Duration
 
 // withServers runs this program again with servers started for it.
 func withServers() error {
