@@ -129,9 +129,8 @@ type state struct {
 		Dead      int64 `json:"dead"`
 		Delivered int64 `json:"delivered"`
 	} `json:"outbox"`
-	Open    int    `json:"open"`
-	Crashes int    `json:"crashes"`
-	Armed   string `json:"armed"`
+	Open    int `json:"open"`
+	Crashes int `json:"crashes"`
 }
 
 func (w *world) state(ctx context.Context, events *events) (*state, error) {
@@ -151,9 +150,6 @@ func (w *world) state(ctx context.Context, events *events) (*state, error) {
 	s.Events, s.Outbox.Delivered = events.last()
 	s.Charges = chargeRows(w.sim.Book())
 	s.Crashes, _ = w.crashCount()
-	w.mu.Lock()
-	s.Armed = w.killAt
-	w.mu.Unlock()
 
 	var minor int64
 	var currency string

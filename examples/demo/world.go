@@ -41,7 +41,7 @@ type world struct {
 	close  []func()
 
 	mu      sync.Mutex
-	killAt  string // the point at which the next request kills the service
+	kills   []string // points at which requests are to kill the service, in this order
 	crashes map[string]int
 	dead    chan struct{} // signals that the instance was killed
 }
@@ -166,25 +166,21 @@ func (w *world) config(c *cord) server.Config {
 	}
 }
 
-// kill makes the next request that reaches point kill the service there. It
-// reports false while an earlier kill has not happened yet.
-func (w *world) kill(point string) bool {
+// kill makes the next request that reaches point kill the service there, once
+// the kills that were asked for before have happened.
+func (w *world) kill(point string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.killAt != "" {
-		return false
-	}
-	w.killAt = point
-	return true
+	w.kills = append(w.kills, point)
 }
 
 func (w *world) reached(c *cord, point string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.killAt != point || !c.pull() {
+	if len(w.kills) == 0 || w.kills[0] != point || !c.pull() {
 		return
 	}
-	w.killAt = ""
+	w.kills = w.kills[1:]
 	w.crashes[point]++
 	w.dead <- struct{}{}
 }

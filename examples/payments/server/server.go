@@ -129,6 +129,9 @@ func (s *Server) Close() {
 func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	defer ln.Close()
 	if err := migrations.Up(ctx, s.pool); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
 	relay := outbox.NewRelay(outboxpg.New(s.pool, nil), outboxkafka.New(s.kafka),
