@@ -32,7 +32,7 @@ func storm(mode, dsn string, points ...string) crashtest.Storm {
 		Plan: crashtest.Plan{Mode: mode, Backend: dsn, Duplicates: 4},
 	}
 	if os.Getenv("IDEMPOTENCY_CRASH_FULL") != "" {
-		s.Kills, s.Processes, s.Window, s.Plan.Duplicates = 250, 4, 320, 8
+		s.Kills, s.Processes, s.Window, s.Plan.Duplicates = 250, 8, 640, 8
 	}
 	return s
 }
@@ -57,7 +57,8 @@ func TestCrash(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			pool, dsn := crashLedger(t)
-			keys, landed, at := storm(mode, dsn, points...).Run(t)
+			storm := storm(mode, dsn, points...)
+			keys, landed, at := storm.Run(t)
 			t.Logf("kills: %v, keys: %d", landed, keys)
 			for _, point := range points {
 				if landed[point] == 0 && point != crashtest.Anywhere {
@@ -78,19 +79,9 @@ func TestCrash(t *testing.T) {
 					}
 				}
 			}
-			sweep(t, mode, dsn, keys)
+			storm.Sweep(t, keys)
 			exactlyOnce(t, pool, keys)
 		})
-	}
-}
-
-// sweep runs all keys to their end.
-func sweep(t *testing.T, mode, dsn string, keys int) {
-	t.Helper()
-	plan := storm(mode, dsn).Plan
-	plan.To = keys
-	if p := crashtest.Start(t, "TestCrashChild", plan); !p.Wait() {
-		t.Error("the last child failed")
 	}
 }
 

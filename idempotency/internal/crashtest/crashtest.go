@@ -173,8 +173,8 @@ func (p *Process) wait() syscall.Signal {
 }
 
 // A Storm starts children that overlap on their keys and kills each at its
-// point, until kills have landed. Some children find all their keys done before
-// they reach their point; they end by themselves.
+// point, until at least so many kills have landed. Some children find all their
+// keys done before they reach their point; they end by themselves.
 type Storm struct {
 	Test      string   // the child's
 	Plan      Plan     // of every child; Point, After, From and To are set by Run
@@ -202,11 +202,11 @@ func (s Storm) Run(t *testing.T) (keys int, landed map[string]int, at map[string
 			_ = p.cmd.Wait()
 		}
 	}()
-	for started, kills := 0, 0; kills < s.Kills; {
-		for len(running) < s.Processes {
+	for started, kills := 0, 0; kills < s.Kills || len(running) > 0; {
+		for kills < s.Kills && len(running) < s.Processes {
 			plan := s.Plan
 			plan.Point = s.Points[started%len(s.Points)]
-			plan.After = started % 3
+			plan.After = rand.N(s.Window / 4)
 			plan.From = started * s.Window / (2 * s.Processes) // several work on each key
 			plan.To = plan.From + s.Window
 			keys = max(keys, plan.To)
@@ -246,4 +246,20 @@ func (s Storm) Run(t *testing.T) (keys int, landed map[string]int, at map[string
 		at[e.p.Point] = append(at[e.p.Point], strings.TrimPrefix(e.line, "at "))
 	}
 	return keys, landed, at
+}
+
+// Sweep runs all keys to their end, in several processes at once.
+func (s Storm) Sweep(t *testing.T, keys int) {
+	t.Helper()
+	plan := s.Plan
+	plan.To = keys
+	var running []*Process
+	for range s.Processes {
+		running = append(running, Start(t, s.Test, plan))
+	}
+	for _, p := range running {
+		if !p.Wait() {
+			t.Error("a child that was not killed failed")
+		}
+	}
 }
