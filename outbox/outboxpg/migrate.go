@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/ashlar-go/ashlar/internal/pgmigrate"
 	"github.com/ashlar-go/ashlar/outbox"
 )
 
@@ -35,40 +36,7 @@ type Beginner interface {
 // up to date. It applies what outbox_migration does not list yet, all in one
 // transaction; calls at the same time wait for one another.
 func Migrate(ctx context.Context, db Beginner) error {
-	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		// Not a name in a schema: two schemas may wait for each other here, no more.
-		_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('outbox_migration'))`)
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS outbox_migration (
-			name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())`)
-		if err != nil {
-			return err
-		}
-		entries, err := fs.ReadDir(Migrations(), ".")
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			tag, err := tx.Exec(ctx, `INSERT INTO outbox_migration (name) VALUES ($1) ON CONFLICT DO NOTHING`, e.Name())
-			if err != nil || tag.RowsAffected() == 0 {
-				if err != nil {
-					return err
-				}
-				continue
-			}
-			sql, err := fs.ReadFile(Migrations(), e.Name())
-			if err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, string(sql)); err != nil {
-				return fmt.Errorf("%s: %w", e.Name(), err)
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := pgmigrate.Apply(ctx, db, "outbox_migration", Migrations()); err != nil {
 		return fmt.Errorf("outboxpg: migrate: %w", err)
 	}
 	return nil
