@@ -7,6 +7,8 @@ import (
 	"io/fs"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/ashlar-go/ashlar/internal/pgmigrate"
 )
 
 //go:embed migrations/*.sql
@@ -31,40 +33,8 @@ type Beginner interface {
 // to date. It applies what idempotency_migration does not list yet, all in one
 // transaction; calls at the same time wait for one another.
 func Migrate(ctx context.Context, db Beginner) error {
-	if err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return migrate(ctx, tx) }); err != nil {
+	if err := pgmigrate.Apply(ctx, db, "idempotency_migration", Migrations()); err != nil {
 		return fmt.Errorf("idempotencypg: migrate: %w", err)
-	}
-	return nil
-}
-
-func migrate(ctx context.Context, tx pgx.Tx) error {
-	// Not a name in a schema: two schemas may wait for each other here, no more.
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('idempotency_migration'))`); err != nil {
-		return err
-	}
-	if _, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS idempotency_migration (
-		name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())`); err != nil {
-		return err
-	}
-	entries, err := fs.ReadDir(Migrations(), ".")
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		tag, err := tx.Exec(ctx, `INSERT INTO idempotency_migration (name) VALUES ($1) ON CONFLICT DO NOTHING`, e.Name())
-		if err != nil {
-			return err
-		}
-		if tag.RowsAffected() == 0 {
-			continue
-		}
-		sql, err := fs.ReadFile(Migrations(), e.Name())
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, string(sql)); err != nil {
-			return fmt.Errorf("%s: %w", e.Name(), err)
-		}
 	}
 	return nil
 }
