@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os/exec"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -55,17 +57,38 @@ func saveRedis(ctx context.Context, port int) error {
 
 // mini is an embedded Redis. As with the real one, which persists nothing here
 // while it runs, its data survives a gentle stop only.
-type mini struct{ m *miniredis.Miniredis }
-
-func embeddedRedis(context.Context, *run) (*Service, error) {
-	m := miniredis.NewMiniRedis()
-	if err := m.Start(); err != nil {
-		return nil, err
-	}
-	return &Service{Version: "miniredis", Address: "redis://" + m.Addr() + "/0", inst: mini{m}}, nil
+type mini struct {
+	m      *miniredis.Miniredis
+	closed chan struct{}
+	once   sync.Once
 }
 
-func (s mini) stop(_ context.Context, immediate bool) error {
+func embeddedRedis(context.Context, *run) (*Service, error) {
+	s := &mini{m: miniredis.NewMiniRedis(), closed: make(chan struct{})}
+	if err := s.m.Start(); err != nil {
+		return nil, err
+	}
+	go s.age()
+	return &Service{Version: "miniredis", Address: "redis://" + s.m.Addr() + "/0", inst: s}, nil
+}
+
+// age lets keys expire: by itself miniredis never does that.
+func (s *mini) age() {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-s.closed:
+			return
+		case <-tick.C:
+			now := time.Now()
+			s.m.FastForward(now.Sub(last))
+			last = now
+		}
+	}
+}
+
+func (s *mini) stop(_ context.Context, immediate bool) error {
 	s.m.Close()
 	if immediate {
 		s.m.FlushAll()
@@ -73,9 +96,10 @@ func (s mini) stop(_ context.Context, immediate bool) error {
 	return nil
 }
 
-func (s mini) start(context.Context) error { return s.m.Restart() }
+func (s *mini) start(context.Context) error { return s.m.Restart() }
 
-func (s mini) close() error {
+func (s *mini) close() error {
+	s.once.Do(func() { close(s.closed) })
 	s.m.Close()
 	return nil
 }
