@@ -192,8 +192,7 @@ func (x *call) claim(ctx context.Context) (Claim, time.Time, error) {
 		case errors.Is(err, ErrInProgress):
 			err = &busyError{claim.Lease}
 			if left := x.opts.Wait - time.Since(start); left > 0 {
-				wait := backoff.Policy{Max: 250 * time.Millisecond}.Next(attempt)
-				if err := backoff.Sleep(ctx, min(wait, left)); err != nil {
+				if err := execution.Poll(ctx, attempt, left); err != nil {
 					return Claim{}, now, err
 				}
 				continue
@@ -241,15 +240,11 @@ func (x *call) fail(ctx, held context.Context, err error) error {
 	if errors.Is(err, ErrNotRecorded) {
 		return x.lost(ctx, err)
 	}
-	released := false
+	clean := held.Err() == nil && isClean(err)
 	if x.opts.Release != nil {
-		released = x.opts.Release(err)
-	} else {
-		released = held.Err() == nil && isClean(err)
+		clean = x.opts.Release(err)
 	}
-	if released {
-		released = x.release(ctx)
-	}
+	released := clean && x.release(ctx)
 	if f := x.opts.Observer.Failed; f != nil {
 		f(ctx, x.key, err, released)
 	}

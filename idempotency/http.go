@@ -159,7 +159,7 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 			m.calls.Logger.ErrorContext(r.Context(), "idempotency: a response is sent that is not recorded",
 				"scope", key.Scope, "id", key.ID, "error", err)
 		}
-		rec.send()
+		_ = rec.send() // the client may have gone
 	}
 }
 
@@ -198,7 +198,7 @@ func fingerprint(r *http.Request, body []byte) []byte {
 	h := sha256.New()
 	for _, part := range []string{r.Method, r.URL.EscapedPath(), r.URL.RawQuery} {
 		h.Write(binary.AppendUvarint(nil, uint64(len(part)))) // so that no two divisions are alike
-		io.WriteString(h, part)
+		h.Write([]byte(part))
 	}
 	h.Write(body)
 	return h.Sum(nil)

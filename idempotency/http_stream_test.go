@@ -49,7 +49,9 @@ func TestHTTPNotKept(t *testing.T) {
 			}
 			defer conn.Close()
 			fmt.Fprint(rw, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
-			rw.Flush()
+			if err := rw.Flush(); err != nil {
+				t.Error(err)
+			}
 		}, "hi"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

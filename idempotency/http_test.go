@@ -272,7 +272,7 @@ func TestHTTPFailures(t *testing.T) {
 		}
 		s.times(2)
 	}
-	s := serve(t, nil, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", 402) })
+	s := serve(t, nil, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", http.StatusPaymentRequired) })
 	s.post("k", "")
 	if a := s.post("k", ""); a.StatusCode != 402 || a.Header.Get("Idempotency-Replayed") != "true" {
 		t.Fatalf("a decline is an outcome, got %s", a.Status)

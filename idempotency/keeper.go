@@ -37,19 +37,22 @@ func keep(ctx context.Context, x *call, deadline time.Time) (held context.Contex
 func (x *call) beat(ctx context.Context, deadline time.Time) error {
 	lease := x.opts.Lease
 	wait := lease / 3
+	over := func() bool { return ctx.Err() != nil || x.exec.Completed() }
 	for {
-		if backoff.Sleep(ctx, wait) != nil || x.exec.Completed() {
+		_ = backoff.Sleep(ctx, wait)
+		if over() {
 			return nil
 		}
 		sent := time.Now()
 		attempt, cancel := context.WithDeadline(ctx, deadline)
 		err := x.store.Extend(attempt, x.key, x.exec.Token, lease)
 		cancel()
+		if over() {
+			return nil // whatever became of the extension
+		}
 		switch {
 		case err == nil:
 			deadline, wait = sent.Add(lease), lease/3
-		case ctx.Err() != nil || x.exec.Completed():
-			return nil
 		case errors.Is(err, ErrLeaseLost):
 			return err
 		case !time.Now().Before(deadline):

@@ -14,7 +14,6 @@ import (
 
 	"github.com/ashlar-go/ashlar/idempotency"
 	"github.com/ashlar-go/ashlar/idempotency/internal/execution"
-	"github.com/ashlar-go/ashlar/internal/backoff"
 )
 
 // TxOptions tunes [DoTx]. The zero value of each field means its default.
@@ -101,8 +100,7 @@ func (x *txCall) do(ctx context.Context, work func(pgx.Tx) ([]byte, error)) (res
 		if !errors.Is(err, errBusy) || left <= 0 {
 			break
 		}
-		wait := backoff.Policy{Max: 250 * time.Millisecond}.Next(attempt)
-		if err := backoff.Sleep(ctx, min(wait, left)); err != nil {
+		if err := execution.Poll(ctx, attempt, left); err != nil {
 			return nil, false, err
 		}
 	}

@@ -59,7 +59,7 @@ func (p *proxy) pass(client net.Conn) {
 	}
 	defer server.Close()
 	p.wg.Go(func() {
-		io.Copy(server, client)
+		_, _ = io.Copy(server, client)
 		server.Close()
 	})
 	buf := make([]byte, 64<<10)

@@ -69,7 +69,7 @@ func (c *Child) At(point, key string) {
 	c.Report("at %s", key)
 	if strings.HasPrefix(c.Mode, "pause") {
 		// The parent stops the process somewhere in here and lets it go on later.
-		bufio.NewReader(os.Stdin).ReadString('\n')
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
 		return
 	}
 	select {}

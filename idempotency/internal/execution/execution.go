@@ -8,6 +8,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync/atomic"
+	"time"
+
+	"github.com/ashlar-go/ashlar/internal/backoff"
 )
 
 // An Execution is a claim whose work is running. It travels in the context that
@@ -38,6 +41,12 @@ func With(ctx context.Context, e *Execution) context.Context {
 func From(ctx context.Context) *Execution {
 	e, _ := ctx.Value(contextKey{}).(*Execution)
 	return e
+}
+
+// Poll waits before a duplicate looks again, for no longer than left.
+func Poll(ctx context.Context, attempt int, left time.Duration) error {
+	wait := backoff.Policy{Max: 250 * time.Millisecond}.Next(attempt)
+	return backoff.Sleep(ctx, min(wait, left))
 }
 
 // Encode returns the stored form of a result: bytes as they are, all else as JSON.
