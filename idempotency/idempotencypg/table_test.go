@@ -54,8 +54,8 @@ func TestCompleteTx(t *testing.T) {
 	}
 
 	// The heartbeat meets the row lock of a transaction that stays open.
-	_, _, err := do("slow", &idempotency.Options{Lease: 150 * time.Millisecond}, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(context.WithoutCancel(ctx), `SELECT pg_sleep(0.5)`); err != nil {
+	_, _, err := do("slow", &idempotency.Options{Lease: time.Second}, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(context.WithoutCancel(ctx), `SELECT pg_sleep(1.5)`); err != nil {
 			return err
 		}
 		return context.Cause(ctx)
