@@ -6,10 +6,10 @@ import (
 	"embed"
 	"fmt"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ashlar-go/ashlar/idempotency/idempotencypg"
+	"github.com/ashlar-go/ashlar/internal/pgmigrate"
 	"github.com/ashlar-go/ashlar/outbox/outboxpg"
 )
 
@@ -26,39 +26,8 @@ func Up(ctx context.Context, pool *pgxpool.Pool) error {
 	if err := idempotencypg.Migrate(ctx, pool); err != nil {
 		return err
 	}
-	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return up(ctx, tx) }); err != nil {
+	if err := pgmigrate.Apply(ctx, pool, "payments_migration", files); err != nil {
 		return fmt.Errorf("migrations: %w", err)
-	}
-	return nil
-}
-
-func up(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('payments_migration'))`); err != nil {
-		return err
-	}
-	if _, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS payments_migration (
-		name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())`); err != nil {
-		return err
-	}
-	entries, err := files.ReadDir(".")
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		tag, err := tx.Exec(ctx, `INSERT INTO payments_migration (name) VALUES ($1) ON CONFLICT DO NOTHING`, e.Name())
-		if err != nil {
-			return err
-		}
-		if tag.RowsAffected() == 0 {
-			continue
-		}
-		sql, err := files.ReadFile(e.Name())
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, string(sql)); err != nil {
-			return fmt.Errorf("%s: %w", e.Name(), err)
-		}
 	}
 	return nil
 }
