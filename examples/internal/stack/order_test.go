@@ -90,18 +90,31 @@ func TestFallback(t *testing.T) {
 			t.Fatal(err)
 		}
 		svc := s.Service(Redis)
-		if svc.Provider != Embedded || !strings.Contains(svc.Note, "not docker: image x: "+why.Error()) {
+		if svc.Provider != Embedded || !strings.Contains(svc.Note, "not docker: image x") {
 			t.Errorf("got %s with note %q", svc.Provider, svc.Note)
 		}
 		var line strings.Builder
 		s.Describe(&line)
-		for _, want := range []string{"redis", "miniredis", "embedded", svc.Address, why.Error()} {
+		for _, want := range []string{"redis", "miniredis", "embedded", svc.Address, "not docker: image x"} {
 			if !strings.Contains(line.String(), want) {
 				t.Errorf("the line %q lacks %q", line.String(), want)
 			}
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+func TestBrief(t *testing.T) {
+	for in, want := range map[string]string{
+		"short":                           "short",
+		"none: " + errUnavailable.Error(): "none",
+		"first\nsecond":                   "first",
+		strings.Repeat("\u00e9", 80) + "\nsecond": strings.Repeat("\u00e9", 72) + "...",
+	} {
+		if got := brief(errors.New(in)); got != want {
+			t.Errorf("%q becomes %q, want %q", in, got, want)
 		}
 	}
 }

@@ -196,8 +196,7 @@ func startOne(ctx context.Context, name string, order []Provider, r *run) (*Serv
 		}
 		why = append(why, fmt.Sprintf("%s: %v", p, err))
 		if p != Env {
-			line, _, _ := strings.Cut(err.Error(), "\n")
-			notes = append(notes, fmt.Sprintf("not %s: %s", p, line))
+			notes = append(notes, fmt.Sprintf("not %s: %s", p, brief(err)))
 			if !errors.Is(err, errUnavailable) {
 				r.logf("%s: failed as %s: %v", name, p, err)
 			}
@@ -205,6 +204,16 @@ func startOne(ctx context.Context, name string, order []Provider, r *run) (*Serv
 	}
 	return nil, fmt.Errorf("stack: no way to start %s\n  %s\ninstall it, start a Docker engine, or set %s to a running server",
 		name, strings.Join(why, "\n  "), variables[name])
+}
+
+// brief shortens an error for a table; it has been logged whole.
+func brief(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	line = strings.TrimSuffix(line, ": "+errUnavailable.Error())
+	if r := []rune(line); len(r) > 72 {
+		line = string(r[:72]) + "..."
+	}
+	return line
 }
 
 // Service returns the running server of that name, or nil.
