@@ -161,7 +161,7 @@ func (r *Recorder) Claim(ctx context.Context, client int, key, token string, lea
 	return granted
 }
 
-// Extend, Complete and Release end or keep the claim as client.
+// Extend extends the claim as client.
 func (r *Recorder) Extend(ctx context.Context, client int, key, token string, lease time.Duration) {
 	r.record(client, call{op: "extend", key: key, token: token, lease: lease}, func() (string, string, error) {
 		return verdict(r.Store.Extend(ctx, idempotency.Key{Scope: "check", ID: key}, token, lease))
