@@ -405,6 +405,72 @@ func TestKeyReuse(t *testing.T) {
 	}
 }
 
+// If the service believes "no such reference" while the gateway may still act,
+// it declines a payment that is charged afterwards, and the books differ. With a
+// window that is long enough (TestOutcomes, tok_timeout_late) they do not.
+func TestWindow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.sim = gatewaysim.New(&gatewaysim.Options{Late: 5 * time.Second})
+	srv := httptest.NewServer(w.sim)
+	t.Cleanup(srv.Close)
+	w.simURL = srv.URL
+	api := client.New(w.start(func(c *server.Config) { c.Payment.Window = time.Nanosecond }), &client.Options{Retries: -1})
+	p, err := api.Pay(t.Context(), request(gatewaysim.TimeoutLate))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the premature decline", func() error {
+		p, err := api.Get(t.Context(), p.ID)
+		if err == nil && p.State != "DECLINED" {
+			err = errors.New(p.State)
+		}
+		return err
+	})
+	eventually(t, "the late charge", func() error {
+		if len(w.sim.Book()) == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	var captures int
+	if err := w.pool.QueryRow(t.Context(), `SELECT count(*) FROM ledger_transaction`).Scan(&captures); err != nil {
+		t.Fatal(err)
+	}
+	if captures != 0 || w.sim.Book()[0].Status != "approved" {
+		t.Errorf("%d captures, the book says %s; this was to show how the books come to differ", captures, w.sim.Book()[0].Status)
+	}
+}
+
+// What is delivered again is not applied again, and two instances side by side
+// share the work.
+func TestTwoInstances(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	apis := []*client.Client{client.New(w.start(nil), &client.Options{Retries: 50}), client.New(w.start(nil), &client.Options{Retries: 50})}
+	tokens := []string{gatewaysim.OK, gatewaysim.TimeoutAfter, gatewaysim.Crash, gatewaysim.ErrorAfter}
+	var wg sync.WaitGroup
+	for i := range 24 {
+		r := request(tokens[i%len(tokens)])
+		for _, api := range apis {
+			wg.Go(func() {
+				if _, err := api.Pay(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if n := w.books(); n != 24 {
+		t.Errorf("%d charges, want 24", n)
+	}
+	for _, e := range w.sim.Book() {
+		if e.Asked != 1 {
+			t.Errorf("reference %s was charged for %d times", e.Reference, e.Asked)
+		}
+	}
+}
+
 // safeBuffer is a log that tests read while it is written.
 type safeBuffer struct {
 	mu  sync.Mutex
