@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		}
 		sim := &http.Server{Handler: gatewaysim.New(nil), ReadHeaderTimeout: 5 * time.Second}
 		go func() { _ = sim.Serve(ln) }()
-		defer sim.Close()
+		defer func() { _ = sim.Close() }()
 		*gatewayURL = "http://" + ln.Addr().String()
 		log.Info("simulated gateway", "url", *gatewayURL)
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -111,7 +112,8 @@ func (c *Client) Pay(ctx context.Context, r Request) (*Payment, error) {
 		if err == nil {
 			return p, nil
 		}
-		problem, answered := err.(*Error)
+		var problem *Error
+		answered := errors.As(err, &problem)
 		if answered && !problem.temporary() || attempt >= c.retries || ctx.Err() != nil {
 			return nil, err
 		}

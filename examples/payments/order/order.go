@@ -78,7 +78,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		fetches := c.kafka.PollRecords(ctx, 500)
 		if ctx.Err() != nil || fetches.IsClientClosed() {
 			c.kafka.AllowRebalance()
-			return nil
+			return nil //nolint:nilerr // ctx has ended, which is how Run is stopped
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
 			c.log.WarnContext(ctx, "orders: fetch failed", "topic", topic, "partition", partition, "error", err)
