@@ -29,7 +29,8 @@ var idempotentPGExperiment = experiment{
 		}
 		_, err = pool.Exec(ctx, `CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
 			INSERT INTO account SELECT i, 0 FROM generate_series(0, 9999) i;
-			CREATE TABLE reserved (scope text, id text, fingerprint bytea, state int NOT NULL, token text, lease_expires_at timestamptz, result bytea, expires_at timestamptz, PRIMARY KEY (scope, id))`)
+			CREATE TABLE reserved (scope text, id text, fingerprint bytea, state int NOT NULL, token text, lease_expires_at timestamptz, result bytea, expires_at timestamptz, PRIMARY KEY (scope, id));
+			CREATE INDEX ON reserved (expires_at) -- without which expired keys cannot be removed; ours has one too`)
 		if err != nil {
 			return err
 		}
