@@ -22,9 +22,9 @@ import (
 
 // Everything waits shorter here than in earnest, so that a person can watch it.
 const (
-	gatewayTimeout = 500 * time.Millisecond
-	gatewayLate    = 600 * time.Millisecond // when a late charge is made
-	gatewayWindow  = time.Second            // longer than that
+	gatewayTimeout = time.Second
+	gatewayLate    = 1200 * time.Millisecond // when a late charge is made
+	gatewayWindow  = 2 * time.Second         // longer than that
 	reconcileEvery = 500 * time.Millisecond
 )
 

@@ -43,8 +43,9 @@ type world struct {
 }
 
 const (
-	testTimeout = 300 * time.Millisecond
-	testWindow  = 800 * time.Millisecond // more than gatewaysim's Late
+	testTimeout = 2 * time.Second
+	testLate    = 2500 * time.Millisecond // later than the time-out
+	testWindow  = 3 * time.Second         // longer than that
 )
 
 func newWorld(t *testing.T) *world {
@@ -52,7 +53,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, pgURL: pgtest.URL(t), seeds: kafkatest.Seeds(t), log: &safeBuffer{}}
 	w.pool = pgtest.Open(t, w.pgURL)
 	w.topic = kafkatest.Topic(t, 4)
-	w.sim = gatewaysim.New(&gatewaysim.Options{Hang: 5 * time.Second, Late: 500 * time.Millisecond})
+	w.sim = gatewaysim.New(&gatewaysim.Options{Hang: 10 * time.Second, Late: testLate})
 	srv := httptest.NewServer(w.sim)
 	t.Cleanup(srv.Close)
 	w.simURL = srv.URL
@@ -204,6 +205,13 @@ func TestOutcomes(t *testing.T) {
 	w := newWorld(t)
 	url := w.start(nil)
 	api := client.New(url, &client.Options{Retries: -1})
+	t.Run("token", func(t *testing.T) { outcomes(t, w, api) })
+	if n := w.books(); n != 5 {
+		t.Errorf("%d charges, want 5", n)
+	}
+}
+
+func outcomes(t *testing.T, w *world, api *client.Client) {
 	for _, tt := range []struct {
 		token, state, final, order, reason string
 		charges                            int
@@ -219,6 +227,7 @@ func TestOutcomes(t *testing.T) {
 		{gatewaysim.ErrorAfter, "PENDING_VERIFICATION", "AUTHORIZED", "CONFIRMED", "", 1},
 	} {
 		t.Run(tt.token, func(t *testing.T) {
+			t.Parallel()
 			r := request(tt.token)
 			p, err := api.Pay(t.Context(), r)
 			if err != nil {
@@ -266,9 +275,6 @@ func TestOutcomes(t *testing.T) {
 			}
 		})
 	}
-	if n := w.books(); n != 5 {
-		t.Errorf("%d charges, want 5", n)
-	}
 }
 
 func TestConcurrentDuplicates(t *testing.T) {
@@ -307,7 +313,7 @@ func TestConcurrentDuplicates(t *testing.T) {
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	url := w.start(func(c *server.Config) { c.GatewayTimeout = 3 * time.Second })
+	url := w.start(func(c *server.Config) { c.GatewayTimeout = 5 * time.Second })
 	r := request(gatewaysim.TimeoutBefore)
 	first := make(chan *http.Response, 1)
 	go func() {
@@ -412,7 +418,7 @@ func TestKeyReuse(t *testing.T) {
 func TestWindow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.sim = gatewaysim.New(&gatewaysim.Options{Late: 5 * time.Second})
+	w.sim = gatewaysim.New(&gatewaysim.Options{Late: 12 * time.Second})
 	srv := httptest.NewServer(w.sim)
 	t.Cleanup(srv.Close)
 	w.simURL = srv.URL

@@ -7,18 +7,18 @@ import (
 
 // A version 1 to 8 UUID: its digits say nothing, although some of them look like
 // a card number.
-var uuidPattern = regexp.MustCompile(`^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[1-8][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$`)
+var uuidPattern = regexp.MustCompile(`\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[1-8][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}\b`)
 
 // HasCardNumber reports whether s contains what may be a card number: 13 to 19
 // digits with a valid check digit (ISO/IEC 7812), which may be separated by
 // spaces, dashes, dots or underscores. In longer runs of digits every part is
-// looked at. A canonical UUID is never one.
+// looked at. Canonical UUIDs, also within a longer text, are left out.
 //
 // One in ten numbers of that length is taken for a card number by chance. That
 // is the side to err on: such a number is refused, not stored.
 func HasCardNumber(s string) bool {
-	if len(s) == 36 && uuidPattern.MatchString(s) {
-		return false
+	if len(s) >= 36 {
+		s = uuidPattern.ReplaceAllLiteralString(s, "u")
 	}
 	run := make([]byte, 0, 32)
 	separators := 0

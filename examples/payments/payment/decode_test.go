@@ -100,6 +100,7 @@ func TestHasCardNumber(t *testing.T) {
 		"4111 1111 1111 1111", "4111-1111-1111-1111", "4111  1111  1111  1111", "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1",
 		"pay 4111111111111111 now", "a4111111111111111b", "tok_4111_1111_1111_1111", "4111–1111–1111–1111", "4111\u00a01111\u00a01111\u00a01111",
 		"４１１１１１１１１１１１１１１１", "٤١١١١١١١١١١١١١١١", "𝟒𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏", "000000000411111111111111100000",
+		"4111111111111111-01890000-1111-7111-8111-111111111111", "01890000-1111-7111-8111-111111111111 4111111111111111",
 	} {
 		if !HasCardNumber(s) {
 			t.Errorf("missed in %q", s)
@@ -114,7 +115,7 @@ func TestHasCardNumber(t *testing.T) {
 		}
 	}
 	for range 10_000 {
-		if id := ids.New(); HasCardNumber(id) || !uuidPattern.MatchString(id) {
+		if id := ids.New(); HasCardNumber(id) || HasCardNumber("order-"+id) || !uuidPattern.MatchString(id) {
 			t.Fatalf("seen in %q", id)
 		}
 	}
