@@ -28,8 +28,9 @@ var relayExperiment = experiment{
 	ids:  []string{"O1", "O2", "O3"},
 	what: "draining a backlog of 200-byte messages from Postgres to Kafka",
 	round: func(ctx context.Context, e *env, r *results) error {
+		// The two fast ones take turns, for they are over in half a second.
 		for name, f := range map[string]func(context.Context, *env) (float64, error){
-			"ours": oursRate, "watermill": watermillRate, "bare": bareRate, "river": riverRate,
+			"watermill": watermillRate, "river": riverRate,
 		} {
 			rate, err := f(ctx, e)
 			if err != nil {
@@ -37,6 +38,21 @@ var relayExperiment = experiment{
 			}
 			r.set(name, rate)
 		}
+		const turns = 3
+		var ours, bare float64 // seconds for a message
+		for range turns {
+			rate, err := oursRate(ctx, e)
+			if err != nil {
+				return fmt.Errorf("ours: %w", err)
+			}
+			ours += 1 / rate / turns
+			if rate, err = bareRate(ctx, e); err != nil {
+				return fmt.Errorf("bare: %w", err)
+			}
+			bare += 1 / rate / turns
+		}
+		r.set("ours", 1/ours)
+		r.set("bare", 1/bare)
 		return nil
 	},
 	bars: []bar{
@@ -79,9 +95,9 @@ func (c *counting) count(n int) {
 // not show, in the quick form too.
 func (e *env) backlog() int {
 	if e.quick {
-		return 150_000
+		return 100_000
 	}
-	return 300_000
+	return 200_000
 }
 
 func fill(ctx context.Context, pool *pgxpool.Pool, n int) error {

@@ -140,6 +140,14 @@ func (w *Writer) Append(ctx context.Context, tx pgx.Tx, msgs ...outbox.Message) 
 	if w != nil && w.Inject != nil {
 		inject = w.Inject(ctx)
 	}
+	if len(msgs) == 1 && msgs[0].Delay <= 0 {
+		m, lane, headers, err := prepare(msgs[0], inject)
+		if err != nil {
+			return fmt.Errorf("outboxpg: message 0: %w", err)
+		}
+		return wrap("append", insert(ctx, tx, &insertOne, &insertOneAsk,
+			int16(lane), m.ID, m.Topic, m.Key, nonNil(m.Payload), headers))
+	}
 	var now, later columns
 	for i, m := range msgs {
 		m, lane, headers, err := prepare(m, inject)
@@ -158,16 +166,11 @@ func (w *Writer) Append(ctx context.Context, tx pgx.Tx, msgs ...outbox.Message) 
 			return wrap("append", err)
 		}
 	}
-	switch len(now.ids) {
-	case 0:
+	if len(now.ids) == 0 {
 		return nil
-	case 1:
-		return wrap("append", insert(ctx, tx, &insertOne, &insertOneAsk,
-			now.lanes[0], now.ids[0], now.topics[0], now.keys[0], now.payloads[0], now.headers[0]))
-	default:
-		return wrap("append", insert(ctx, tx, &insertMany, &insertManyAsk,
-			now.lanes, now.ids, now.topics, now.keys, now.payloads, now.headers))
 	}
+	return wrap("append", insert(ctx, tx, &insertMany, &insertManyAsk,
+		now.lanes, now.ids, now.topics, now.keys, now.payloads, now.headers))
 }
 
 func insert(ctx context.Context, tx pgx.Tx, plain, ask *[slots]string, args ...any) error {
