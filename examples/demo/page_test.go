@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -125,4 +126,16 @@ func (b *buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
+}
+
+// What the page's server passes on has one request id, not one of each server.
+func TestProxiedAnswerHasOneRequestID(t *testing.T) {
+	resp, err := http.Post(startDemo(t)+"/payments", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if ids := resp.Header.Values("X-Request-Id"); len(ids) != 1 {
+		t.Errorf("request ids %v, want one", ids)
+	}
 }

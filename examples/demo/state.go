@@ -39,6 +39,10 @@ func (w *world) handler(events *events) http.Handler {
 	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		ModifyResponse: func(resp *http.Response) error {
+			resp.Header.Del("X-Request-Id") // this server's own is set already
+			return nil
+		},
 		ErrorHandler: func(rw http.ResponseWriter, _ *http.Request, _ error) {
 			app.WriteProblem(rw, &app.Problem{
 				Type: "/problems/no-answer", Title: "No answer", Status: http.StatusBadGateway,

@@ -34,7 +34,7 @@ var appendExperiment = experiment{
 		if err != nil {
 			return err
 		}
-		notifier := outboxpg.NewNotifier(pool, 0)
+		notifier := outboxpg.NewNotifier(pool, nil)
 		nctx, stop := context.WithCancel(ctx)
 		notified := make(chan error, 1)
 		go func() { notified <- notifier.Run(nctx) }()

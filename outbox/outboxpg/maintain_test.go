@@ -164,7 +164,7 @@ func TestNotifierWakesListeners(t *testing.T) {
 	pool := migrated(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	woken := make(chan struct{}, 100)
-	n := outboxpg.NewNotifier(pool, time.Millisecond)
+	n := outboxpg.NewNotifier(pool, &outboxpg.WakeOptions{Interval: time.Millisecond})
 	results := make(chan error, 2)
 	var conns atomic.Pointer[pgx.Conn]
 	go func() {
@@ -172,7 +172,7 @@ func TestNotifierWakesListeners(t *testing.T) {
 			c, err := pgx.Connect(ctx, pool.Config().ConnString())
 			conns.Store(c)
 			return c, err
-		}, func() { woken <- struct{}{} })
+		}, func() { woken <- struct{}{} }, nil)
 	}()
 	go func() { results <- n.Run(ctx) }()
 	<-woken // connected

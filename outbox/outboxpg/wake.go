@@ -19,21 +19,41 @@ const channel = "outbox_wake"
 //
 // It is an optimization: what it loses, the relays' polling finds.
 type Notifier struct {
-	pool     *pgxpool.Pool
-	interval time.Duration
-	dirty    chan struct{}
+	pool  *pgxpool.Pool
+	opts  WakeOptions
+	dirty chan struct{}
 }
 
-// NewNotifier returns a notifier that sends through pool, at most once in each
-// interval; zero means 25 ms.
-func NewNotifier(pool *pgxpool.Pool, interval time.Duration) *Notifier {
+// WakeOptions tunes a [Notifier] and [Listen]. The zero value of each field
+// means its default.
+type WakeOptions struct {
+	// Interval between two notifications. Default 25 ms. Listen does not use it.
+	Interval time.Duration
+	// Logger reports failures. Default slog.Default().
+	Logger *slog.Logger
+}
+
+func (o *WakeOptions) withDefaults() WakeOptions {
+	var d WakeOptions
+	if o != nil {
+		d = *o
+	}
+	if d.Interval <= 0 {
+		d.Interval = 25 * time.Millisecond
+	}
+	if d.Logger == nil {
+		d.Logger = slog.Default()
+	}
+	return d
+}
+
+// NewNotifier returns a notifier that sends through pool. It starts nothing; see
+// [Notifier.Run].
+func NewNotifier(pool *pgxpool.Pool, opts *WakeOptions) *Notifier {
 	if pool == nil {
 		panic("outboxpg: NewNotifier needs a pool")
 	}
-	if interval <= 0 {
-		interval = 25 * time.Millisecond
-	}
-	return &Notifier{pool: pool, interval: interval, dirty: make(chan struct{}, 1)}
+	return &Notifier{pool: pool, opts: opts.withDefaults(), dirty: make(chan struct{}, 1)}
 }
 
 // Notify asks for a notification soon. Call it after a transaction that has
@@ -54,9 +74,9 @@ func (n *Notifier) Run(ctx context.Context) error {
 		case <-n.dirty:
 		}
 		if _, err := n.pool.Exec(ctx, "NOTIFY "+channel); err != nil && ctx.Err() == nil {
-			slog.WarnContext(ctx, "outboxpg: notification not sent, relays will poll", "error", err)
+			n.opts.Logger.WarnContext(ctx, "outboxpg: notification not sent, relays will poll", "error", err)
 		}
-		pause(ctx, n.interval)
+		pause(ctx, n.opts.Interval)
 	}
 }
 
@@ -74,13 +94,14 @@ func pause(ctx context.Context, d time.Duration) {
 // until ctx ends, and then returns nil. It connects with dial and again whenever
 // the connection fails; a connection through PgBouncer must be to a pool in
 // session mode, or straight to the server.
-func Listen(ctx context.Context, dial func(ctx context.Context) (*pgx.Conn, error), wake func()) error {
+func Listen(ctx context.Context, dial func(ctx context.Context) (*pgx.Conn, error), wake func(), opts *WakeOptions) error {
+	o := opts.withDefaults()
 	for attempt := 0; ; attempt++ {
 		err := listen(ctx, dial, func() { attempt = 0; wake() })
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the error is that ctx has ended, as it should
 		}
-		slog.WarnContext(ctx, "outboxpg: not listening, relays will poll", "error", err)
+		o.Logger.WarnContext(ctx, "outboxpg: not listening, relays will poll", "error", err)
 		pause(ctx, min(50*time.Millisecond<<min(attempt, 10), 5*time.Second))
 	}
 }

@@ -136,7 +136,7 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	}
 	relay := outbox.NewRelay(outboxpg.New(s.pool, nil), outboxkafka.New(s.kafka),
 		&outbox.RelayOptions{LeaseTTL: s.cfg.LeaseTTL, Logger: s.cfg.Logger})
-	notifier := outboxpg.NewNotifier(s.pool, 0)
+	notifier := outboxpg.NewNotifier(s.pool, &outboxpg.WakeOptions{Logger: s.cfg.Logger})
 	opts := s.cfg.Payment
 	opts.Notify = func() { relay.Wake(); notifier.Notify() }
 	gw := gateway.New(s.cfg.GatewayURL, &gateway.Options{Timeout: s.cfg.GatewayTimeout, Transport: s.http})
@@ -153,7 +153,8 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	for _, run := range []func(context.Context) error{
 		relay.Run, notifier.Run, payments.Run, orders.Run,
 		func(ctx context.Context) error {
-			return outboxpg.Listen(ctx, func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, s.wake.Copy()) }, relay.Wake)
+			return outboxpg.Listen(ctx, func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, s.wake.Copy()) }, relay.Wake,
+				&outboxpg.WakeOptions{Logger: s.cfg.Logger})
 		},
 	} {
 		wg.Go(func() {
