@@ -14,6 +14,7 @@ import (
 
 	"github.com/ashlar-go/ashlar/idempotency"
 	"github.com/ashlar-go/ashlar/idempotency/internal/execution"
+	"github.com/ashlar-go/ashlar/internal/pgtx"
 )
 
 // TxOptions tunes [DoTx]. The zero value of each field means its default.
@@ -138,10 +139,10 @@ func (x *txCall) try(ctx context.Context, work func(pgx.Tx) ([]byte, error)) (re
 	if err != nil {
 		return nil, false, wrap("acquire", err)
 	}
-	tx := &transaction{conn: conn.Conn()}
+	tx := pgtx.New(conn.Conn())
 	committed, claimed := false, false
 	defer func() {
-		tx.closed = true
+		tx.Close()
 		if !committed {
 			x.rollback(ctx, conn)
 			if f := x.opts.Observer.Failed; claimed && f != nil {
@@ -151,7 +152,7 @@ func (x *txCall) try(ctx context.Context, work func(pgx.Tx) ([]byte, error)) (re
 		conn.Release()
 	}()
 
-	old, locked, err := x.begin(ctx, tx.conn)
+	old, locked, err := x.begin(ctx, tx.Conn())
 	if err != nil {
 		return nil, false, wrap("begin", err)
 	}
@@ -172,7 +173,7 @@ func (x *txCall) try(ctx context.Context, work func(pgx.Tx) ([]byte, error)) (re
 	if result, err = work(tx); err != nil {
 		return nil, false, err
 	}
-	if err := x.commit(ctx, tx.conn, old, result); err != nil {
+	if err := x.commit(ctx, tx.Conn(), old, result); err != nil {
 		return nil, false, err
 	}
 	committed = true
