@@ -61,7 +61,13 @@ func (t *tenure) run(ctx context.Context) error {
 	t.r.mu.Unlock()
 	beats := make(chan error, 1)
 	stop := make(chan struct{})
-	go func() { beats <- t.beat(stop) }()
+	go func() {
+		err := t.beat(stop)
+		if err != nil {
+			t.end(err)
+		}
+		beats <- err
+	}()
 	err = t.look(ctx, next, beats)
 	t.r.mu.Lock()
 	t.r.tenure = nil
@@ -105,7 +111,7 @@ func (t *tenure) lease(ctx context.Context, beat bool) (next time.Duration, err 
 	}
 	t.mu.Lock()
 	if beat {
-		t.until = sent.Add(o.Lease)
+		t.until = sent.Add(o.Lease - o.Lease/10) // in time for steps to notice before others begin
 	}
 	t.epoch, t.seen = g.Now, time.Now()
 	t.mu.Unlock()
