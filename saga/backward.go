@@ -89,7 +89,13 @@ func (x *exec) undo(i int) error {
 		return x.stick(res.err.Error())
 	}
 	call := Call{Saga: x.id, Step: name, Compensating: true, Attempt: attempts + 1}
-	err := x.call(x.t.ctx, call, st.opts.UndoTimeout, x.own(&res, after), func(ctx context.Context) error { return st.undo(ctx, res.state) })
+	returned := make(chan error, 1)
+	go func() {
+		err := error(&PanicError{}) // unless the call returns
+		defer func() { returned <- err }()
+		err = x.call(x.t.ctx, call, st.opts.UndoTimeout, x.own(&res, after), func(ctx context.Context) error { return st.undo(ctx, res.state) })
+	}()
+	err := <-returned
 	if res.own {
 		if x.stale {
 			return x.reload()

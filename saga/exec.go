@@ -28,12 +28,17 @@ type exec struct {
 	t      *tenure
 	d      *definition
 	id     string
-	kicked chan struct{} // something is to be looked at: a cancellation, the drain
+	kicked chan struct{} // there is something new: a cancellation, a signal, the drain
+	opened bool
 
-	mu    sync.Mutex // held while a checkpoint is made and stored
-	in    Instance   // as it is stored
-	state any        // in.State decoded, for the next step to work on; nil if unknown
-	stale bool       // a checkpoint may be stored or not: in must be read anew
+	results chan result // of steps that run side by side
+	alone   *result     // of a step that ran by itself
+
+	mu      sync.Mutex // held while a checkpoint is made and stored
+	in      Instance   // as it is stored
+	state   any        // in.State decoded, for the next step to work on; nil if unknown
+	stale   bool       // a checkpoint may be stored or not: in must be read anew
+	running map[string]context.CancelCauseFunc
 }
 
 func (x *exec) kick() {
@@ -43,15 +48,50 @@ func (x *exec) kick() {
 	}
 }
 
+// news reads what has come for the saga, and tells the steps under way if it is
+// to be cancelled.
+func (x *exec) news() {
+	if x.look() != nil {
+		return // the next checkpoint tells
+	}
+	if x.cancelled() != "" {
+		x.tell(ErrCancelled)
+	}
+	x.kick()
+}
+
+// tell ends the contexts of the steps under way.
+func (x *exec) tell(why error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, cancel := range x.running {
+		cancel(why)
+	}
+}
+
 // run drives the saga until it has ended, has to wait, or is another's.
 func (x *exec) run() {
+	returned := false
 	defer func() {
+		if !returned { // a step has called runtime.Goexit
+			go x.run()
+			return
+		}
 		x.t.free(x.id)
 		x.t.r.left(x.t.ctx, x.in)
 	}()
-	err := x.open()
+	x.drive()
+	returned = true
+}
+
+func (x *exec) drive() {
+	var err error
+	if !x.opened {
+		x.opened = true
+		err = x.open()
+	}
 	for err == nil {
-		switch x.in.Status {
+		switch x.status() {
 		case Running:
 			err = x.forward()
 		case Compensating:
@@ -256,32 +296,26 @@ func (x *exec) reload() error {
 	}
 }
 
-// call calls a step's function, and isolates what it does.
-func (x *exec) call(ctx context.Context, c Call, timeout time.Duration, txn *execution.Step, f func(context.Context) error) (err error) {
+// call calls a step's function, and isolates its panic.
+func (x *exec) call(ctx context.Context, c Call, timeout time.Duration, own *execution.Step, f func(context.Context) error) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, callKey{}, c), timeout)
-	defer cancel()
-	x.mu.Lock()
-	start, in := time.Now(), x.in
-	x.mu.Unlock()
-	end := func(err error) {
+	start, returned := time.Now(), false
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PanicError{Value: v, Stack: debug.Stack()}
+		} else if !returned {
+			err = &PanicError{}
+		}
+		cancel()
 		if o := x.t.r.opts.Observer.Stepped; o != nil {
+			x.mu.Lock()
+			in := x.in
+			x.mu.Unlock()
 			o(ctx, in, c, err, time.Since(start))
 		}
-	}
-	returned := make(chan error, 1)
-	work := func() {
-		err := error(&PanicError{}) // unless f returns
-		defer func() {
-			if v := recover(); v != nil {
-				err = &PanicError{Value: v, Stack: debug.Stack()}
-			}
-			returned <- err
-		}()
-		err = f(execution.With(ctx, txn))
-	}
-	go work()
-	err = <-returned
-	end(err)
+	}()
+	err = f(execution.With(ctx, own))
+	returned = true
 	return err
 }
 

@@ -25,45 +25,61 @@ type member[T, R any] struct {
 }
 
 // do returns the result for item of a call that it was part of. The error is
-// that of the call, or says that ctx has ended; the call goes on all the same.
+// that of the call. Who finds no call under way makes one for itself, at once and
+// with its own ctx; those who come meanwhile are served together after that.
 func (g *group[T, R]) do(ctx context.Context, item T) (R, error) {
-	m := &member[T, R]{item: item, done: make(chan struct{})}
+	m := &member[T, R]{item: item}
 	g.mu.Lock()
 	if g.busy {
+		m.done = make(chan struct{})
 		g.waiting = append(g.waiting, m)
-	} else {
-		g.busy = true
-		go g.make([]*member[T, R]{m})
+		g.mu.Unlock()
+		select {
+		case <-m.done:
+			return m.result, m.err
+		case <-ctx.Done():
+			var none R
+			return none, context.Cause(ctx) // the call goes on all the same
+		}
 	}
+	g.busy = true
 	g.mu.Unlock()
-	select {
-	case <-m.done:
-		return m.result, m.err
-	case <-ctx.Done():
-		var none R
-		return none, context.Cause(ctx)
+	g.make(ctx, []*member[T, R]{m})
+	if next := g.next(); next != nil {
+		go func() {
+			for ; next != nil; next = g.next() {
+				g.make(g.ctx, next)
+			}
+		}()
+	}
+	return m.result, m.err
+}
+
+func (g *group[T, R]) make(ctx context.Context, ms []*member[T, R]) {
+	items := make([]T, len(ms))
+	for i, m := range ms {
+		items[i] = m.item
+	}
+	results, err := g.call(ctx, items)
+	for i, m := range ms {
+		if m.err = err; err == nil {
+			m.result = results[i]
+		}
+		if m.done != nil {
+			close(m.done)
+		}
 	}
 }
 
-// make makes calls until nobody waits for one.
-func (g *group[T, R]) make(ms []*member[T, R]) {
-	for len(ms) > 0 {
-		items := make([]T, len(ms))
-		for i, m := range ms {
-			items[i] = m.item
-		}
-		results, err := g.call(g.ctx, items)
-		for i, m := range ms {
-			if m.err = err; err == nil {
-				m.result = results[i]
-			}
-			close(m.done)
-		}
-		g.mu.Lock()
-		n := min(len(g.waiting), g.max)
-		ms = g.waiting[:n:n]
-		g.waiting = g.waiting[n:]
-		g.busy = n > 0
-		g.mu.Unlock()
+// next returns those who have waited for a call, or nil: then none is under way.
+func (g *group[T, R]) next() []*member[T, R] {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := min(len(g.waiting), g.max)
+	if g.busy = n > 0; !g.busy {
+		return nil
 	}
+	ms := g.waiting[:n:n]
+	g.waiting = g.waiting[n:]
+	return ms
 }

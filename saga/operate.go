@@ -110,7 +110,7 @@ func (r *Runner) edit(ctx context.Context, id string, f func(*Instance) (*Audit,
 	r.mu.Unlock()
 	if t != nil {
 		if x := t.exec(id); x != nil {
-			x.kick()
+			go x.news()
 			return nil
 		}
 	}

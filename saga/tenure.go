@@ -124,7 +124,7 @@ func (t *tenure) lease(ctx context.Context, beat bool) (next time.Duration, err 
 	}
 	for _, id := range g.Cancel {
 		if x := t.exec(id); x != nil {
-			x.kick()
+			go x.news()
 		}
 	}
 	if len(g.Taken) == req.Limit && req.Limit > 0 && req.Limit < o.Concurrency {
@@ -255,7 +255,7 @@ func (t *tenure) free(id string) {
 
 // launch runs a saga that is in hand and has its place.
 func (t *tenure) launch(in Instance) {
-	x := &exec{t: t, d: t.r.defs[in.Saga], id: in.ID, in: in, kicked: make(chan struct{}, 1)}
+	x := &exec{t: t, d: t.r.defs[in.Saga], id: in.ID, in: in, kicked: make(chan struct{}, 1), results: make(chan result), running: make(map[string]context.CancelCauseFunc)}
 	t.mu.Lock()
 	t.execs[in.ID] = x
 	t.mu.Unlock()

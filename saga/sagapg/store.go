@@ -207,37 +207,89 @@ func saveArgs(runner string, cs []saga.Checkpoint) []any {
 	return []any{runner, ids, versions, statuses, states, steps, causes, reasons, releases, wakes, awaits, cancels}
 }
 
+// For a single one, and above all for one that the runner keeps in hand, there is
+// a shorter way.
+const (
+	saveOne = `
+UPDATE saga_instance SET version = $3, status = $4, state = $5, steps = $6, cause = $7, reason = $8, deaths = 0,
+	owner = NULL,
+	wake_at = CASE
+		WHEN $4 IN ('running', 'compensating') AND signals ?| string_to_array($10, E'\n')
+			OR $4 = 'running' AND cancel IS DISTINCT FROM $11 THEN now()
+		ELSE $9 END,
+	ended_at = CASE WHEN $4 IN ('done', 'compensated') THEN clock_timestamp() END
+WHERE id = $2 AND owner = $1
+RETURNING id, cancel, signals`
+
+	keepOne = `
+UPDATE saga_instance SET version = $3, status = $4, state = $5, steps = $6, cause = $7, reason = $8, deaths = 0
+WHERE id = $2 AND owner = $1
+RETURNING id, cancel, signals`
+)
+
+func single(runner string, c *saga.Checkpoint) (sql string, args []any) {
+	state := c.State
+	if state == nil {
+		state = []byte{}
+	}
+	args = []any{runner, c.ID, c.Version, string(c.Status), state, []byte(c.Steps), c.Cause, c.Reason}
+	if !c.Release {
+		return keepOne, args
+	}
+	var wake *time.Time
+	if !c.WakeAt.IsZero() {
+		wake = &c.WakeAt
+	}
+	var cancel *string
+	if c.Cancel != "" {
+		cancel = &c.Cancel
+	}
+	return saveOne, append(args, wake, strings.Join(c.Await, "\n"), cancel)
+}
+
 // Save implements [saga.Store].
 func (s *Store) Save(ctx context.Context, runner string, cs []saga.Checkpoint) ([]saga.Ack, error) {
-	at := make(map[string]int, len(cs))
-	for i := range cs {
-		at[cs[i].ID] = i
-	}
-	acks := make([]saga.Ack, len(cs))
-	var b pgx.Batch
-	b.Queue(useIndexes)
-	b.Queue(saveCheckpoints, saveArgs(runner, cs)...).Query(func(rows pgx.Rows) error {
-		var id string
-		var cancel *string
-		var signals []byte
-		_, err := pgx.ForEachRow(rows, []any{&id, &cancel, &signals}, func() error {
-			a := saga.Ack{Held: true}
-			if cancel != nil {
-				a.Cancel = *cancel
-			}
-			acks[at[id]] = a
-			return decodeSignals(signals, &acks[at[id]].Signals)
-		})
-		return err
-	})
-	err := s.pool.SendBatch(ctx, &b).Close()
+	acks, err := s.save(ctx, runner, cs)
 	if class := code(err); strings.HasPrefix(class, "22") || strings.HasPrefix(class, "23") || class == "54000" {
 		err = fmt.Errorf("%w: %w", saga.ErrInvalid, err) // data that no repetition will make good
 	}
-	if err != nil {
-		return nil, wrap("save", err)
+	return acks, wrap("save", err)
+}
+
+func (s *Store) save(ctx context.Context, runner string, cs []saga.Checkpoint) ([]saga.Ack, error) {
+	acks := make([]saga.Ack, len(cs))
+	if len(cs) == 1 {
+		sql, args := single(runner, &cs[0])
+		rows, err := s.pool.Query(ctx, sql, args...)
+		if err != nil {
+			return nil, err
+		}
+		return acks, collectAcks(rows, func(string) *saga.Ack { return &acks[0] })
 	}
-	return acks, nil
+	at := make(map[string]*saga.Ack, len(cs))
+	for i := range cs {
+		at[cs[i].ID] = &acks[i]
+	}
+	var b pgx.Batch
+	b.Queue(useIndexes)
+	b.Queue(saveCheckpoints, saveArgs(runner, cs)...).Query(func(rows pgx.Rows) error {
+		return collectAcks(rows, func(id string) *saga.Ack { return at[id] })
+	})
+	return acks, s.pool.SendBatch(ctx, &b).Close()
+}
+
+func collectAcks(rows pgx.Rows, ack func(id string) *saga.Ack) error {
+	var id string
+	var cancel *string
+	var signals []byte
+	_, err := pgx.ForEachRow(rows, []any{&id, &cancel, &signals}, func() error {
+		a := ack(id)
+		if a.Held = true; cancel != nil {
+			a.Cancel = *cancel
+		}
+		return decodeSignals(signals, &a.Signals)
+	})
+	return err
 }
 
 func decodeSignals(b []byte, into *map[string][]byte) error {

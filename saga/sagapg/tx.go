@@ -65,16 +65,14 @@ func Tx[S any](pool *pgxpool.Pool, f func(ctx context.Context, tx pgx.Tx, state 
 	}
 }
 
-// Where the saga is no longer the runner's, no row is saved: the division fails,
-// and with it the COMMIT behind it.
-const saveOrFail = `WITH saved AS (` + saveCheckpoints + `) SELECT 1 / count(*) FROM saved`
-
 // commit stores the checkpoint and commits. After an error it is not known
 // whether it did, unless the error wraps saga.ErrLeaseLost: then it did not.
 func commit(ctx context.Context, conn *pgx.Conn, runner string, c saga.Checkpoint) error {
 	var b pgx.Batch
-	b.Queue(useIndexes)
-	b.Queue(saveOrFail, saveArgs(runner, []saga.Checkpoint{c})...)
+	sql, args := single(runner, &c)
+	// Where the saga is no longer the runner's, no row is saved: the division
+	// fails, and with it the COMMIT behind it.
+	b.Queue(`WITH saved AS (`+sql+`) SELECT 1 / count(*) FROM saved`, args...)
 	b.Queue(`COMMIT`)
 	results := conn.SendBatch(ctx, &b)
 	var tag pgconn.CommandTag
