@@ -3,7 +3,6 @@ package saga
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -145,10 +144,7 @@ func (x *exec) stick(reason string) error {
 // save stores n in place of x.in, and takes note of what came meanwhile. wait is
 // nil if the saga stays in hand. x.mu is held.
 func (x *exec) save(n Instance, wait *waiting) error {
-	c, err := x.checkpoint(n, wait)
-	if err != nil {
-		return err
-	}
+	c := x.checkpoint(n, wait)
 	ack, err := x.t.saves.do(x.t.ctx, c)
 	if err != nil {
 		return err
@@ -171,26 +167,25 @@ func (x *exec) stored(n Instance, c Checkpoint, ack Ack) error {
 	}
 	n.Cancel, n.Signals, n.Deaths = ack.Cancel, ack.Signals, 0
 	x.in = n
-	if c.Release && n.Status != Stuck && !n.Status.Ended() {
+	if c.Release && !settled(n) {
 		return errGone
 	}
 	return nil
 }
 
 // checkpoint returns what is to be stored of n.
-func (x *exec) checkpoint(n Instance, wait *waiting) (Checkpoint, error) {
-	steps, err := json.Marshal(n.Steps)
-	if err != nil {
-		return Checkpoint{}, err
+func (x *exec) checkpoint(n Instance, wait *waiting) Checkpoint {
+	c := Checkpoint{
+		ID: n.ID, Version: n.Version, Status: n.Status, State: n.State, Steps: n.Steps,
+		Cause: n.Cause, Reason: n.Reason, Cancel: n.Cancel,
 	}
-	c := Checkpoint{ID: n.ID, Version: n.Version, Status: n.Status, State: n.State, Steps: steps, Cause: n.Cause, Reason: n.Reason, Cancel: n.Cancel}
 	switch {
-	case n.Status == Stuck || n.Status.Ended():
+	case settled(n):
 		c.Release = true
 	case wait != nil:
 		c.Release, c.WakeAt, c.Await = true, wait.until, wait.signals
 	}
-	return c, nil
+	return c
 }
 
 // A waiting is what a saga waits for.

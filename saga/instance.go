@@ -2,7 +2,6 @@ package saga
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -170,7 +169,7 @@ type Checkpoint struct {
 	Version int
 	Status  Status
 	State   []byte
-	Steps   json.RawMessage // []StepRecord
+	Steps   []StepRecord
 	Cause   string
 	Reason  string
 	// Release gives the saga up: it has ended, is stuck, or has to wait.

@@ -3,7 +3,6 @@ package saga
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -126,11 +125,8 @@ func (s *MemoryStore) Save(ctx context.Context, runner string, cs []Checkpoint) 
 		if in == nil || in.Owner != runner || s.dead[runner] {
 			continue
 		}
-		var steps []StepRecord
-		if err := json.Unmarshal(c.Steps, &steps); err != nil {
-			return nil, fmt.Errorf("%w: steps of %s: %w", ErrInvalid, c.ID, err)
-		}
-		in.Version, in.Status, in.State, in.Steps = c.Version, c.Status, slices.Clone(c.State), steps
+		copied := (&Instance{Steps: c.Steps}).clone()
+		in.Version, in.Status, in.State, in.Steps = c.Version, c.Status, slices.Clone(c.State), copied.Steps
 		in.Cause, in.Reason, in.Deaths = c.Cause, c.Reason, 0
 		if c.Release {
 			in.Owner, in.WakeAt = "", c.WakeAt

@@ -82,9 +82,7 @@ func (x *exec) own(res *result, after func() (Instance, any, error)) *execution.
 			if n, state, err = after(); err != nil {
 				return nil, err
 			}
-			if c, err = x.checkpoint(n, x.waits(&n, x.t.now())); err != nil {
-				return nil, err
-			}
+			c = x.checkpoint(n, x.waits(&n, x.t.now()))
 			return c, nil
 		},
 		Done: func(err error) {

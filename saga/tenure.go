@@ -305,28 +305,25 @@ func (t *tenure) isDraining() bool {
 func (t *tenure) save(ctx context.Context, cs []Checkpoint) ([]Ack, error) {
 	for attempt := 0; ; attempt++ {
 		acks, err := t.r.store.Save(ctx, t.id, cs)
-		if err == nil || errors.Is(err, ErrInvalid) && len(cs) == 1 {
-			return acks, err
-		}
-		if errors.Is(err, ErrInvalid) {
-			break
+		switch {
+		case err == nil:
+			return acks, nil
+		case errors.Is(err, ErrInvalid) && len(cs) == 1:
+			return []Ack{{Held: true, invalid: err}}, nil
+		case errors.Is(err, ErrInvalid):
+			var acks []Ack
+			for i := range cs {
+				one, err := t.save(ctx, cs[i:i+1])
+				if err != nil {
+					return nil, err
+				}
+				acks = append(acks, one...)
+			}
+			return acks, nil
 		}
 		t.r.opts.Logger.WarnContext(ctx, "saga: checkpoint not stored yet", "sagas", len(cs), "error", err)
-		if sleep := backoff.Sleep(ctx, backoff.Policy{Max: time.Second}.Next(attempt)); sleep != nil {
-			return nil, sleep
-		}
-	}
-	acks := make([]Ack, len(cs))
-	for i := range cs {
-		one, err := t.save(ctx, cs[i:i+1])
-		switch {
-		case errors.Is(err, ErrInvalid):
-			acks[i] = Ack{Held: true, invalid: err}
-		case err != nil:
+		if err := backoff.Sleep(ctx, backoff.Policy{Max: time.Second}.Next(attempt)); err != nil {
 			return nil, err
-		default:
-			acks[i] = one[0]
 		}
 	}
-	return acks, nil
 }

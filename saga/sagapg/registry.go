@@ -110,10 +110,6 @@ func editTx(ctx context.Context, tx pgx.Tx, id string, f func(*saga.Instance) (*
 	if err != nil {
 		return err
 	}
-	steps, err := json.Marshal(in.Steps)
-	if err != nil {
-		return wrap("edit", err)
-	}
 	var cancel *string
 	if in.Cancel != "" {
 		cancel = &in.Cancel
@@ -129,7 +125,7 @@ func editTx(ctx context.Context, tx pgx.Tx, id string, f func(*saga.Instance) (*
 		wake = &in.WakeAt
 	}
 	var b pgx.Batch
-	b.Queue(edit, id, cancel, signals, string(in.Status), steps, in.Cause, in.Reason, in.Deaths, wake)
+	b.Queue(edit, id, cancel, signals, string(in.Status), encodeSteps(in.Steps), in.Cause, in.Reason, in.Deaths, wake)
 	if audit != nil {
 		b.Queue(`INSERT INTO saga_audit (saga, actor, action, detail, reason) VALUES ($1, $2, $3, $4, $5)`,
 			id, audit.Actor, audit.Action, audit.Detail, audit.Reason)

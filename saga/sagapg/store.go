@@ -109,11 +109,7 @@ func create(ctx context.Context, db batcher, sagas []saga.Instance) ([]string, e
 	ids, names, versions := make([]string, n), make([]string, n), make([]int, n)
 	states, steps, owners := make([][]byte, n), make([]string, n), make([]*string, n)
 	for i, in := range sagas {
-		b, err := json.Marshal(in.Steps)
-		if err != nil {
-			return nil, err
-		}
-		ids[i], names[i], versions[i], states[i], steps[i] = in.ID, in.Saga, in.Version, in.State, string(b)
+		ids[i], names[i], versions[i], states[i], steps[i] = in.ID, in.Saga, in.Version, in.State, string(encodeSteps(in.Steps))
 		if in.Owner != "" {
 			owners[i] = &sagas[i].Owner
 		}
@@ -192,7 +188,7 @@ func saveArgs(runner string, cs []saga.Checkpoint) []any {
 	awaits, cancels := make([]string, n), make([]*string, n)
 	for i := range cs {
 		c := &cs[i]
-		ids[i], versions[i], statuses[i], states[i], steps[i] = c.ID, c.Version, string(c.Status), c.State, string(c.Steps)
+		ids[i], versions[i], statuses[i], states[i], steps[i] = c.ID, c.Version, string(c.Status), c.State, string(encodeSteps(c.Steps))
 		causes[i], reasons[i], releases[i], awaits[i] = c.Cause, c.Reason, c.Release, strings.Join(c.Await, "\n")
 		if states[i] == nil {
 			states[i] = []byte{}
@@ -232,7 +228,7 @@ func single(runner string, c *saga.Checkpoint) (sql string, args []any) {
 	if state == nil {
 		state = []byte{}
 	}
-	args = []any{runner, c.ID, c.Version, string(c.Status), state, []byte(c.Steps), c.Cause, c.Reason}
+	args = []any{runner, c.ID, c.Version, string(c.Status), state, encodeSteps(c.Steps), c.Cause, c.Reason}
 	if !c.Release {
 		return keepOne, args
 	}
@@ -317,5 +313,6 @@ func scanInstance(row pgx.Row) (saga.Instance, error) {
 	if ended != nil {
 		in.EndedAt = *ended
 	}
-	return in, errors.Join(decodeSignals(signals, &in.Signals), json.Unmarshal(steps, &in.Steps))
+	in.Steps, err = decodeSteps(steps)
+	return in, errors.Join(err, decodeSignals(signals, &in.Signals))
 }

@@ -23,8 +23,9 @@ CREATE TABLE saga_instance (
 	reason     text        NOT NULL DEFAULT '',
 	state      bytea       NOT NULL,
 	steps      json        NOT NULL DEFAULT '[]' -- last, so that what is appended is all that changes on the page
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02);
+) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.02);
 
+-- A row grows with each step, on its page: rows that have ended are soon gone.
 -- None of these names a column that changes from step to step: a checkpoint
 -- touches no index.
 CREATE INDEX saga_instance_due ON saga_instance (name, wake_at) WHERE owner IS NULL AND wake_at IS NOT NULL;
