@@ -57,7 +57,7 @@ func TestBarrier(t *testing.T) {
 	if n, err := sagapg.New(pool, nil).PurgeBarriers(ctx, time.Hour, 10); n != 0 || err != nil {
 		t.Error(n, err)
 	}
-	exec(t, pool, `UPDATE saga_barrier SET at = now() - interval '2 h'`)
+	sql(t, pool, `UPDATE saga_barrier SET at = now() - interval '2 h'`)
 	if n, err := sagapg.New(pool, nil).PurgeBarriers(ctx, time.Hour, 4); n != 4 || err != nil {
 		t.Error(n, err)
 	}

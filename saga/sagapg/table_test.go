@@ -95,7 +95,7 @@ func TestArchive(t *testing.T) {
 		if _, err := r.Get(ctx, "id-3"); err != nil {
 			t.Errorf("gone after %d rotations: %v", i, err)
 		}
-		exec(t, pool, `UPDATE saga_control SET rotated_at = now() - interval '21 min'`)
+		sql(t, pool, `UPDATE saga_control SET rotated_at = now() - interval '21 min'`)
 		must(t, store.Maintain(ctx))
 	}
 	if _, err := r.Get(ctx, "id-3"); !errors.Is(err, saga.ErrNotFound) {
@@ -147,7 +147,7 @@ func TestMigrateTwice(t *testing.T) {
 // A state that Postgres cannot take stops its own saga and no other.
 func TestTooLargeState(t *testing.T) {
 	pool := migrated(t)
-	exec(t, pool, `ALTER TABLE saga_instance ADD CHECK (length(state) < 1000)`) // stands for the limit of 1 GB
+	sql(t, pool, `ALTER TABLE saga_instance ADD CHECK (length(state) < 1000)`) // stands for the limit of 1 GB
 	big := saga.New[[]byte]("big", 1).
 		Step("grow", func(_ context.Context, s *[]byte) error { *s = make([]byte, 2000); return nil }, nil, nil).
 		Build()

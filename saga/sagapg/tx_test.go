@@ -43,9 +43,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func exec(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) {
+func sql(t *testing.T, pool *pgxpool.Pool, statement string, args ...any) {
 	t.Helper()
-	_, err := pool.Exec(t.Context(), sql, args...)
+	_, err := pool.Exec(t.Context(), statement, args...)
 	must(t, err)
 }
 
@@ -79,7 +79,7 @@ func insert(kind string) func(context.Context, pgx.Tx, *order) error {
 
 func effects(t *testing.T) *pgxpool.Pool {
 	pool := migrated(t)
-	exec(t, pool, `CREATE TABLE effect (saga text, kind text, nonce int)`)
+	sql(t, pool, `CREATE TABLE effect (saga text, kind text, nonce int)`)
 	return pool
 }
 
@@ -147,7 +147,7 @@ func TestTxLostCommit(t *testing.T) {
 	dsn := pgtest.URL(t)
 	direct := pgtest.Open(t, dsn)
 	must(t, sagapg.Migrate(t.Context(), direct))
-	exec(t, direct, `CREATE TABLE effect (saga text, kind text, nonce int)`)
+	sql(t, direct, `CREATE TABLE effect (saga text, kind text, nonce int)`)
 	pool, proxy := pgtest.Through(t, dsn)
 	s := saga.New[order]("order", 1).
 		Step("create", sagapg.Tx(pool, func(ctx context.Context, tx pgx.Tx, o *order) error {
