@@ -86,23 +86,13 @@ func oursSagas(ctx context.Context, e *env) (sagaSubject, error) {
 		d.Step(fmt.Sprint("step ", i), nothing, nothing, nil)
 	}
 	s := d.Build()
-	runner := saga.NewRunner(sagapg.New(pool, nil), []saga.Definition{s}, nil)
-	rctx, stop := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- runner.Run(rctx) }()
+	runner, stop := runSagas(ctx, pool, s)
 	return sagaSubject{
 		run: func(ctx context.Context, i int) error {
 			id := fmt.Sprint("saga-", i)
-			if _, err := s.Start(ctx, runner, id, sagaState{Order: id}); err != nil {
-				return err
-			}
-			in, err := runner.Wait(ctx, id)
-			if err == nil && in.Status != saga.Done {
-				err = fmt.Errorf("%s is %s", id, in.Status)
-			}
-			return err
+			return oneSaga(ctx, runner, s, id, sagaState{Order: id})
 		},
-		close: func() { stop(); <-done; drop() },
+		close: func() { stop(); drop() },
 	}, nil
 }
 
@@ -113,7 +103,7 @@ func dbosSagas(ctx context.Context, e *env) (sagaSubject, error) {
 	}
 	dctx, stop := context.WithCancel(ctx)
 	d, err := dbos.NewContext(dctx, dbos.Config{
-		AppName: "bench", SystemDBPool: pool, DatabaseSchema: pool.Config().ConnConfig.RuntimeParams["search_path"],
+		AppName: "bench", SystemDBPool: pool, DatabaseSchema: schemaOf(pool),
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -22,6 +22,7 @@ RETURNING true`
 
 	markDead = `UPDATE saga_runner SET dead = true WHERE NOT dead AND expires_at < clock_timestamp() AND id <> $1`
 
+	// now() and not clock_timestamp(), which no index can serve.
 	take = `
 WITH d AS (
 	SELECT * FROM unnest($2::text[], $3::int[]) AS d (name, version)
@@ -33,7 +34,7 @@ WITH d AS (
 ), due AS (
 	SELECT s.id FROM d CROSS JOIN LATERAL (
 		SELECT id FROM saga_instance
-		WHERE name = d.name AND version <= d.version AND owner IS NULL AND wake_at <= clock_timestamp()
+		WHERE name = d.name AND version <= d.version AND owner IS NULL AND wake_at <= now()
 		ORDER BY wake_at
 		LIMIT $4
 		FOR UPDATE SKIP LOCKED) s

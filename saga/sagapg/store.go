@@ -81,6 +81,17 @@ DELETE FROM saga_instance s USING saga_archive a
 WHERE s.id = ANY ($1) AND a.id = s.id
 RETURNING s.id`
 
+	// For a single one there is a shorter way.
+	insertInstance = `
+INSERT INTO saga_instance (id, name, version, status, state, steps, owner, wake_at)
+VALUES ($1, $2, $3, 'running', $4, $5, $6, now())
+ON CONFLICT (id) DO NOTHING
+RETURNING id`
+
+	deleteIfArchived = `
+DELETE FROM saga_instance WHERE id = $1 AND EXISTS (SELECT FROM saga_archive WHERE id = $1)
+RETURNING id`
+
 	selectNames = `
 SELECT id, name FROM saga_instance WHERE id = ANY ($1)
 UNION ALL SELECT id, name FROM saga_archive WHERE id = ANY ($1)`
@@ -126,8 +137,13 @@ func create(ctx context.Context, db batcher, sagas []saga.Instance) ([]string, e
 		}
 	}
 	var b pgx.Batch
-	b.Queue(insertInstances, ids, names, versions, states, steps, owners).Query(collect(true))
-	b.Queue(deleteArchived, ids).Query(collect(false))
+	if n == 1 {
+		b.Queue(insertInstance, ids[0], names[0], versions[0], states[0], []byte(steps[0]), owners[0]).Query(collect(true))
+		b.Queue(deleteIfArchived, ids[0]).Query(collect(false))
+	} else {
+		b.Queue(insertInstances, ids, names, versions, states, steps, owners).Query(collect(true))
+		b.Queue(deleteArchived, ids).Query(collect(false))
+	}
 	if err := db.SendBatch(ctx, &b).Close(); err != nil {
 		return nil, err
 	}

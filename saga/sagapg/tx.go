@@ -24,7 +24,8 @@ import (
 //
 // The transaction is READ COMMITTED; Tx ends it. If f fails or the process dies,
 // nothing has happened. If the runner has lost the saga, the transaction is
-// rolled back. The checkpoint travels with COMMIT and adds no round trip. f must
+// rolled back. BEGIN travels with the first statement of f and
+// the checkpoint with COMMIT, which saves a round trip. f must
 // not take another connection of the same pool.
 func Tx[S any](pool *pgxpool.Pool, f func(ctx context.Context, tx pgx.Tx, state *S) error) saga.Func[S] {
 	return func(ctx context.Context, state *S) error {
@@ -37,14 +38,11 @@ func Tx[S any](pool *pgxpool.Pool, f func(ctx context.Context, tx pgx.Tx, state 
 			return wrap("acquire", err)
 		}
 		defer conn.Release()
-		if _, err := conn.Exec(ctx, `BEGIN ISOLATION LEVEL READ COMMITTED`); err != nil {
-			return wrap("begin", err)
-		}
-		tx := pgtx.New(conn.Conn())
+		tx := pgtx.Lazy(conn.Conn(), `BEGIN ISOLATION LEVEL READ COMMITTED`)
 		committed := false
 		defer func() {
 			tx.Close()
-			if !committed && !conn.Conn().IsClosed() {
+			if !committed && tx.Pending() == "" && !conn.Conn().IsClosed() {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 				defer cancel()
 				// A connection that this does not clean up is closed by its release.
@@ -58,7 +56,7 @@ func Tx[S any](pool *pgxpool.Pool, f func(ctx context.Context, tx pgx.Tx, state 
 		if err != nil {
 			return err
 		}
-		err = commit(ctx, conn.Conn(), step.Runner, c.(saga.Checkpoint))
+		err = commit(ctx, conn.Conn(), tx.Pending(), step.Runner, c.(saga.Checkpoint))
 		committed = err == nil
 		step.Done(err)
 		return err
@@ -67,8 +65,11 @@ func Tx[S any](pool *pgxpool.Pool, f func(ctx context.Context, tx pgx.Tx, state 
 
 // commit stores the checkpoint and commits. After an error it is not known
 // whether it did, unless the error wraps saga.ErrLeaseLost: then it did not.
-func commit(ctx context.Context, conn *pgx.Conn, runner string, c saga.Checkpoint) error {
+func commit(ctx context.Context, conn *pgx.Conn, begin, runner string, c saga.Checkpoint) error {
 	var b pgx.Batch
+	if begin != "" { // the work has not used the transaction
+		b.Queue(begin)
+	}
 	sql, args := single(runner, &c)
 	// Where the saga is no longer the runner's, no row is saved: the division
 	// fails, and with it the COMMIT behind it.
