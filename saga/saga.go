@@ -80,7 +80,7 @@ func New[S any](name string, version int) *Draft[S] {
 			s := new(S)
 			return s, json.Unmarshal(b, s)
 		},
-		encode: func(s any) ([]byte, error) { return json.Marshal(s) },
+		encode: json.Marshal,
 	}}
 }
 
@@ -95,7 +95,7 @@ func (d *Draft[S]) Codec(encode func(*S) ([]byte, error), decode func(b []byte, 
 // Step adds a step, and how it is undone; compensate may be nil if there is
 // nothing to undo. The compensation is on record before the step runs. It is run
 // also when it is not known whether the step took effect, and must bear that it
-// did not: see [Barrier] in sagapg. opts may be nil.
+// did not: see sagapg.Barrier. opts may be nil.
 func (d *Draft[S]) Step(name string, do, compensate Func[S], opts *StepOptions) *Draft[S] {
 	d.d.before().add(step{name: name, do: anyFunc(do), undo: anyFunc(compensate), opts: opts.withDefaults(5)})
 	return d
