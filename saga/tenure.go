@@ -51,7 +51,7 @@ func (t *tenure) now() time.Time {
 }
 
 func (t *tenure) run(ctx context.Context) error {
-	next, err := t.lease(ctx, true)
+	next, err := t.lease(ctx, true, true)
 	if err != nil {
 		t.end(err)
 		return err
@@ -92,14 +92,15 @@ func (t *tenure) run(ctx context.Context) error {
 	return nil
 }
 
-// lease asks the store for work, and renews the lease if beat is set.
-func (t *tenure) lease(ctx context.Context, beat bool) (next time.Duration, err error) {
+// lease renews the lease if beat is set, and asks for sagas that are due if take
+// is.
+func (t *tenure) lease(ctx context.Context, beat, take bool) (next time.Duration, err error) {
 	o := &t.r.opts
 	req := LeaseRequest{Runner: t.id, TTL: o.Lease, Beat: beat, Sagas: make(map[string]int)}
 	for name, d := range t.r.defs {
 		req.Sagas[name] = d.version
 	}
-	if !beat || t.seen.IsZero() {
+	if take {
 		req.Limit = o.Concurrency - t.inHand()
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Lease)
@@ -149,7 +150,7 @@ func (t *tenure) beat(stop chan struct{}) error {
 		until := t.until
 		t.mu.Unlock()
 		attempt, done := context.WithDeadline(ctx, until)
-		_, err := t.lease(attempt, true)
+		_, err := t.lease(attempt, true, false)
 		done()
 		switch {
 		case err == nil:
@@ -187,7 +188,7 @@ func (t *tenure) look(ctx context.Context, next time.Duration, beats chan error)
 		case <-timer.C:
 		}
 		var err error
-		if next, err = t.lease(ctx, false); err != nil && ctx.Err() == nil {
+		if next, err = t.lease(ctx, false, true); err != nil && ctx.Err() == nil {
 			if errors.Is(err, ErrLeaseLost) {
 				return err
 			}
