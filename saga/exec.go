@@ -76,8 +76,11 @@ func (x *exec) run() {
 			go x.run()
 			return
 		}
+		x.mu.Lock()
+		in := x.in
+		x.mu.Unlock()
 		x.t.free(x.id)
-		x.t.r.left(x.t.ctx, x.in)
+		x.t.r.left(x.t.ctx, in)
 	}()
 	x.drive()
 	returned = true

@@ -267,6 +267,11 @@ func (x *exec) look() error {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.in.Cancel, x.in.Signals = in.Cancel, in.Signals
+	if in.Cancel != "" { // what a checkpoint has told meanwhile may be newer
+		x.in.Cancel = in.Cancel
+	}
+	if len(in.Signals) > len(x.in.Signals) {
+		x.in.Signals = in.Signals
+	}
 	return nil
 }
