@@ -1,4 +1,8 @@
 package main
 
 // experiments are all there are, in the order of their IDs.
-var experiments = []experiment{relayExperiment, appendExperiment, latencyExperiment, heldExperiment, idempotentPGExperiment, idempotentRedisExperiment, sagaExperiment, sagaTxExperiment, sagaWaitingExperiment}
+var experiments = []experiment{
+	relayExperiment, appendExperiment, latencyExperiment, heldExperiment,
+	idempotentPGExperiment, idempotentRedisExperiment,
+	sagaExperiment, sagaTxExperiment, failoverExperiment, sagaWaitingExperiment,
+}
