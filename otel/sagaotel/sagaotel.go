@@ -75,7 +75,8 @@ func span(ctx context.Context, tracer trace.Tracer, in saga.Instance, call saga.
 	end := time.Now()
 	_, s := tracer.Start(ctx, name, trace.WithTimestamp(end.Add(-took)), trace.WithAttributes(
 		attribute.String("saga.id", in.ID), attribute.String("saga.name", in.Saga), attribute.String("saga.step", call.Step),
-		attribute.Bool("saga.compensating", call.Compensating), attribute.Int("saga.attempt", call.Attempt)))
+		attribute.Bool("saga.compensating", call.Compensating), attribute.Int("saga.attempt", call.Attempt),
+	))
 	if err != nil {
 		s.RecordError(err)
 		s.SetStatus(codes.Error, err.Error())
