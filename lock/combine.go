@@ -235,10 +235,10 @@ func (q *queue[T]) attempt(ctx context.Context, at *state[T]) {
 	case err == nil:
 		u.observe(time.Since(began))
 		*at = state[T]{value, version}
-		q.end(version, nil)
 		if f := u.opts.Observer.Stored; f != nil {
 			f(ctx, q.key, len(applied))
 		}
+		q.end(version, nil)
 	case errors.As(err, &conflict):
 		u.observe(time.Since(began))
 		if f := u.opts.Observer.Conflicted; f != nil {
