@@ -17,7 +17,7 @@ import (
 
 	"github.com/ashlar-go/ashlar/idempotency"
 	"github.com/ashlar-go/ashlar/idempotency/idempotencypg"
-	"github.com/ashlar-go/ashlar/idempotency/internal/crashtest"
+	"github.com/ashlar-go/ashlar/internal/crashtest"
 	"github.com/ashlar-go/ashlar/internal/ids"
 	"github.com/ashlar-go/ashlar/internal/pgtest"
 )

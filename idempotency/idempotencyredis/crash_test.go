@@ -13,7 +13,7 @@ import (
 
 	"github.com/ashlar-go/ashlar/idempotency"
 	"github.com/ashlar-go/ashlar/idempotency/idempotencyredis"
-	"github.com/ashlar-go/ashlar/idempotency/internal/crashtest"
+	"github.com/ashlar-go/ashlar/internal/crashtest"
 	"github.com/ashlar-go/ashlar/internal/redistest"
 )
 

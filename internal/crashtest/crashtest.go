@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-const env = "IDEMPOTENCY_CRASH_CHILD"
+const env = "ASHLAR_CRASH_CHILD"
 
 // A Plan tells a child what to do.
 type Plan struct {
