@@ -151,8 +151,13 @@ func TestSlowGrant(t *testing.T) {
 			t.Errorf("the context ended %v after it was asked for", at)
 		}
 		slow = 9 * time.Second
-		if _, err := lock.New(store, nil).Lock(t.Context(), "other"); !errors.Is(err, lock.ErrLost) {
-			t.Errorf("Lock that took its whole lease = %v, want ErrLost", err)
+		if _, err := lock.New(store, nil).TryLock(t.Context(), "other"); !errors.Is(err, lock.ErrHeld) {
+			t.Errorf("TryLock that took its whole lease = %v, want ErrHeld", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := lock.New(store, nil).Lock(ctx, "other"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock that takes its whole lease each time = %v", err)
 		}
 		store.acquire = nil
 		mustRelease(t, mustLock(t, lock.New(store, nil), "other"))

@@ -199,12 +199,15 @@ func (l *Locker) acquire(ctx, waiting context.Context, lease *Lease) error {
 		sent := time.Now()
 		token, err := l.store.Acquire(waiting, lease.req)
 		if err == nil {
+			if time.Since(sent) >= lease.valid() { // granted too late to be used
+				l.abandon(ctx, lease)
+				if waiting.Err() != nil || !lease.req.Waiting {
+					return gaveUp(waiting, &HeldError{Key: lease.req.Keys[0], RetryAfter: l.opts.TTL})
+				}
+				continue
+			}
 			if w != nil {
 				w.stop()
-			}
-			if time.Since(sent) >= lease.valid() {
-				l.abandon(ctx, lease)
-				return fmt.Errorf("%w: it was granted too late to be used", ErrLost)
 			}
 			lease.begin(ctx, token, sent)
 			return nil
