@@ -214,7 +214,9 @@ func (l *Locker) acquire(ctx, waiting context.Context, lease *Lease) error {
 		}
 		var held *HeldError
 		if !errors.As(err, &held) {
-			l.abandon(ctx, lease) // it may have been granted all the same
+			if !errors.Is(err, ErrInvalid) {
+				l.abandon(ctx, lease) // it may have been granted all the same
+			}
 			if w != nil {
 				w.stop()
 				if waiting.Err() != nil {
