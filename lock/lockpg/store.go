@@ -111,10 +111,12 @@ WITH mine AS MATERIALIZED (
 UPDATE lock_lease l SET expires_at = clock_timestamp() + $3::interval
 FROM held WHERE l.key = ANY ($1::text[])`
 
-	// NOTIFY makes commits wait for one another, so only where somebody waits.
+	// NOTIFY makes commits wait for one another, so only where somebody waits. What
+	// has ended is not touched: for a moment it would seem to be held.
 	release = `
 WITH mine AS MATERIALIZED (
-	SELECT key FROM lock_lease WHERE key = ANY ($1::text[]) AND owner = $2 ORDER BY key FOR NO KEY UPDATE
+	SELECT key FROM lock_lease WHERE key = ANY ($1::text[]) AND owner = $2 AND expires_at > clock_timestamp()
+	ORDER BY key FOR NO KEY UPDATE
 ), freed AS (
 	UPDATE lock_lease l SET owner = '', expires_at = 'epoch', used_at = clock_timestamp()
 	FROM mine WHERE l.key = mine.key RETURNING l.key, l.waited
