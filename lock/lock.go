@@ -87,9 +87,10 @@ func sorted(keys []string) []string {
 // of the first call.
 type Store interface {
 	// Acquire takes all of the keys or none, atomically. It fails with a
-	// [HeldError] if another owner holds one of them. The token it returns is
-	// greater than every token that was granted for one of the keys before; the
-	// owner that holds the keys already is told the token it has.
+	// [HeldError] if another owner holds one of them; it may do so, too, while
+	// another call for one of them is under way. The token it returns is greater than
+	// every token that was granted for one of the keys before; the owner that holds
+	// the keys already is told the token it has.
 	Acquire(ctx context.Context, req Request) (token int64, err error)
 
 	// Extend makes the lease last for the TTL from now on. It wraps [ErrLost],

@@ -55,6 +55,7 @@ func drive(ctx context.Context, l *Leases, keys int) {
 func checkLeases(t *testing.T, store lock.Store) porcupine.CheckResult {
 	t.Helper()
 	l := NewLeases(store)
+	_, l.Hesitant = store.(*lockpg.Store)
 	drive(t.Context(), l, 12)
 	result, n, err := l.Check(time.Minute)
 	if err != nil {

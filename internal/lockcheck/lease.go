@@ -21,6 +21,8 @@ type call struct {
 	owner string
 	ttl   time.Duration
 	began time.Duration
+	// hesitant means that it may be refused although the key is free.
+	hesitant bool
 }
 
 // An answer is its output.
@@ -47,7 +49,7 @@ func stepLease(state, input, output any) (bool, any) {
 	switch c.op {
 	case "acquire":
 		if a.verdict == "held" {
-			return h.owner != "" && !own && c.began <= h.maxEnd, h
+			return c.hesitant || h.owner != "" && !own && c.began <= h.maxEnd, h
 		}
 		if own && a.token == h.lastToken { // a repetition, while it lasts
 			return c.began <= h.maxEnd, h
@@ -122,7 +124,10 @@ func (h *history) check(model porcupine.Model, timeout time.Duration) (porcupine
 // each.
 type Leases struct {
 	lock.Store
-	history history
+	// Hesitant stores refuse a key also while another call on it is under way, so
+	// that it is not checked whether what was refused was held.
+	Hesitant bool
+	history  history
 }
 
 // NewLeases returns a recorder of the calls to store.
@@ -152,7 +157,7 @@ func (l *Leases) record(client int, c call, f func(lock.Request) (int64, error))
 
 // Acquire asks for the key as client.
 func (l *Leases) Acquire(ctx context.Context, client int, key, owner string, ttl time.Duration) bool {
-	return l.record(client, call{op: "acquire", key: key, owner: owner, ttl: ttl}, func(r lock.Request) (int64, error) {
+	return l.record(client, call{op: "acquire", key: key, owner: owner, ttl: ttl, hesitant: l.Hesitant}, func(r lock.Request) (int64, error) {
 		return l.Store.Acquire(ctx, r)
 	})
 }

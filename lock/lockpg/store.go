@@ -88,7 +88,7 @@ UPDATE lock_lease l SET owner = $2, token = g.token, waited = l.waited AND g.aga
 FROM granted g WHERE l.key = ANY ($1::text[])
 RETURNING l.token`
 
-	// A row that is free all the same is locked by whoever is about to take it, or
+	// A row that is free all the same is locked by one who has just asked for it, or
 	// guarded by a transaction of its former holder.
 	holder = `
 SELECT key, greatest(extract(epoch FROM expires_at - clock_timestamp()), 0.02)::float8 FROM lock_lease
