@@ -22,11 +22,16 @@ type Lease struct {
 
 	mu       sync.Mutex
 	deadline time.Time   // when the context ends, unless the lease is extended
-	timer    *time.Timer // of the next extension
+	retry    *time.Timer // after an extension that failed
 	lost     error
 	ended    bool // by Release
 	freed    bool // and the store knows
 	left     bool // the turn has been given to the next
+
+	// Of the locker's renewals.
+	prev, next *Lease
+	due        time.Time
+	queued     bool
 }
 
 // Context is derived from the context that the lease was asked for with. It ends
@@ -76,11 +81,29 @@ func (l *Lease) begin(ctx context.Context, token int64, sent time.Time) {
 	l.deadline = sent.Add(l.valid())
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
 	l.mu.Lock()
-	defer l.mu.Unlock() // the timer may be early
-	l.timer = time.AfterFunc(min(l.req.TTL/3, time.Until(l.deadline)), l.extend)
+	defer l.mu.Unlock()
+	l.schedule(l.req.TTL / 3)
 }
 
-// extend is called by the timer, in a goroutine of its own.
+// schedule has the lease extended after pause, or sooner if it ends before.
+func (l *Lease) schedule(pause time.Duration) {
+	left := time.Until(l.deadline)
+	if pause == l.req.TTL/3 && pause <= left {
+		l.locker.renewals.add(l, pause)
+		return
+	}
+	l.retry = time.AfterFunc(max(0, min(pause, left)), l.extend)
+}
+
+// unschedule is called with l.mu held.
+func (l *Lease) unschedule() {
+	l.locker.renewals.remove(l)
+	if l.retry != nil {
+		l.retry.Stop()
+	}
+}
+
+// extend runs in a goroutine of its own.
 func (l *Lease) extend() {
 	if l.Err() != nil {
 		return
@@ -111,7 +134,7 @@ func (l *Lease) extend() {
 	} else {
 		l.deadline = sent.Add(l.valid())
 	}
-	l.timer.Reset(max(0, min(next, time.Until(l.deadline))))
+	l.schedule(next)
 }
 
 // lose ends a lease that was neither released nor lost before.
@@ -126,7 +149,7 @@ func (l *Lease) lose(reason error) error {
 		l.lost = fmt.Errorf("%w: %w", ErrLost, reason)
 	}
 	err := l.lost
-	l.timer.Stop()
+	l.unschedule()
 	l.mu.Unlock()
 	l.cancel(err)
 	l.leave()
@@ -157,7 +180,7 @@ func (l *Lease) Release(ctx context.Context) error {
 	l.mu.Lock()
 	first := !l.ended
 	l.ended = true
-	l.timer.Stop()
+	l.unschedule()
 	lost, freed := l.lost, l.freed
 	l.mu.Unlock()
 	if freed {

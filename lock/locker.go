@@ -72,10 +72,11 @@ func setDefault[T int | time.Duration](field *T, value T) {
 // one Locker in a process, or one for each kind of thing. It is safe for
 // concurrent use.
 type Locker struct {
-	store   Store
-	watcher Watcher // nil if the store is none
-	opts    Options
-	lines   lines
+	store    Store
+	watcher  Watcher // nil if the store is none
+	opts     Options
+	lines    lines
+	renewals renewals
 }
 
 // New returns a locker on store. It starts nothing. opts may be nil.

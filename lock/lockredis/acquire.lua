@@ -30,7 +30,7 @@ if token < 1000000000000000 then
 	token = t[1] * 1000000 + t[2]
 	redis.call('SET', KEYS[1], string.format('%d', token), 'PX', 2592000000)
 end
-local v = string.format('%d ', token) .. ARGV[1]
+local v = string.format('%d %s', token, ARGV[1])
 for i = 2, #KEYS do
 	redis.call('SET', KEYS[i], v, 'PX', ARGV[2])
 end

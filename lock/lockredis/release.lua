@@ -1,6 +1,6 @@
--- KEYS: keys; ARGV: owner. Returns 1, or 0 where one is held by another owner.
+-- KEYS: counter, keys; ARGV: owner. Returns 1, or 0 where one is held by another owner.
 local result = 1
-for i = 1, #KEYS do
+for i = 2, #KEYS do
 	local v = redis.call('GET', KEYS[i])
 	if v then
 		local p = string.find(v, '[ +]')

@@ -130,8 +130,8 @@ func (s *Store) counter(keys []string) (any, error) {
 
 func nameOf(counter any, key string) string { return counter.(string) + ":" + key }
 
-// run runs a script on the keys, with the counter before them if counted.
-func (s *Store) run(ctx context.Context, script script, counted bool, req lock.Request, args ...any) (any, error) {
+// run runs a script on the counter and the keys.
+func (s *Store) run(ctx context.Context, script script, req lock.Request, waiting any) (any, error) {
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
@@ -142,21 +142,16 @@ func (s *Store) run(ctx context.Context, script script, counted bool, req lock.R
 	if err != nil {
 		return nil, err
 	}
-	words := make([]any, 0, 4+len(req.Keys)+len(args))
-	words = append(words, "evalsha", script.digest, len(req.Keys))
-	if counted {
-		words[2] = len(req.Keys) + 1
-		words = append(words, counter)
-	}
-	for _, key := range req.Keys {
-		words = append(words, nameOf(counter, key))
-	}
-	words = append(words, args...)
+	c, _ := calls.Get().(*call)
+	words := c.fill(script, counter, req, waiting)
 	cmd := redis.NewCmd(ctx, words...)
 	if s.client.Process(ctx, cmd); isUnknown(cmd.Err()) {
 		words[0], words[1] = "eval", script.source
 		cmd = redis.NewCmd(ctx, words...)
 		_ = s.client.Process(ctx, cmd) // the command has the error
+	}
+	if cmd.Err() == nil { // otherwise a client may still be about to send it
+		calls.Put(c)
 	}
 	return cmd.Val(), cmd.Err()
 }
@@ -175,7 +170,7 @@ func (s *Store) Acquire(ctx context.Context, req lock.Request) (int64, error) {
 	if req.Waiting {
 		waiting = yes
 	}
-	reply, err := s.run(ctx, acquireScript, true, req, req.Owner, milliseconds(req.TTL), waiting)
+	reply, err := s.run(ctx, acquireScript, req, waiting)
 	if err != nil {
 		return 0, wrap("acquire", err)
 	}
@@ -194,23 +189,18 @@ func (s *Store) Acquire(ctx context.Context, req lock.Request) (int64, error) {
 	return 0, wrap("acquire", fmt.Errorf("unexpected reply %v", reply))
 }
 
-// milliseconds rounds up, so that no lease ends early.
-func milliseconds(d time.Duration) int64 {
-	return int64((d + time.Millisecond - 1) / time.Millisecond)
-}
-
 // Extend implements [lock.Store].
 func (s *Store) Extend(ctx context.Context, req lock.Request) error {
-	return s.update(ctx, "extend", extendScript, req, req.Owner, milliseconds(req.TTL))
+	return s.update(ctx, "extend", extendScript, req)
 }
 
 // Release implements [lock.Store].
 func (s *Store) Release(ctx context.Context, req lock.Request) error {
-	return s.update(ctx, "release", releaseScript, req, req.Owner)
+	return s.update(ctx, "release", releaseScript, req)
 }
 
-func (s *Store) update(ctx context.Context, op string, script script, req lock.Request, args ...any) error {
-	reply, err := s.run(ctx, script, false, req, args...)
+func (s *Store) update(ctx context.Context, op string, script script, req lock.Request) error {
+	reply, err := s.run(ctx, script, req, no)
 	if err == nil && reply != int64(1) {
 		err = lock.ErrLost
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/ashlar-go/ashlar/lock/locktest"
 )
 
-func open(t *testing.T) (*lockredis.Store, *redis.Client, string) {
+func open(t testing.TB) (*lockredis.Store, *redis.Client, string) {
 	client := redistest.Client(t)
 	prefix := redistest.Prefix(t, client)
 	return lockredis.New(client, &lockredis.Options{Prefix: prefix}), client, prefix
