@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/ashlar-go/ashlar/internal/backoff"
@@ -77,6 +78,8 @@ type Locker struct {
 	opts     Options
 	lines    lines
 	renewals renewals
+	born     time.Time
+	told     atomic.Int64 // when a waiter was told last, in ns since born
 }
 
 // New returns a locker on store. It starts nothing. opts may be nil.
@@ -84,7 +87,7 @@ func New(store Store, opts *Options) *Locker {
 	if store == nil {
 		panic("lock: New needs a store")
 	}
-	l := &Locker{store: store, opts: opts.withDefaults()}
+	l := &Locker{store: store, opts: opts.withDefaults(), born: time.Now()}
 	l.watcher, _ = store.(Watcher)
 	return l
 }
@@ -196,33 +199,32 @@ func gaveUp(ctx context.Context, held *HeldError) error {
 // acquire asks the store until the keys are granted.
 func (l *Locker) acquire(ctx, waiting context.Context, lease *Lease) error {
 	var w *waiter
+	defer func() { w.end() }()
+	if told := l.told.Load(); lease.req.Waiting && told > 0 && time.Since(l.born)-time.Duration(told) < time.Second {
+		w = l.watch(waiting, lease.req.Keys) // it will be wanted; later it costs a request more
+	}
 	for attempt := 0; ; attempt++ {
+		w.drain() // what was told before is answered by this request
 		sent := time.Now()
 		token, err := l.store.Acquire(waiting, lease.req)
 		if err == nil {
-			if time.Since(sent) >= lease.valid() { // granted too late to be used
-				l.abandon(ctx, lease)
-				if waiting.Err() != nil || !lease.req.Waiting {
-					return gaveUp(waiting, &HeldError{Key: lease.req.Keys[0], RetryAfter: l.opts.TTL})
-				}
-				continue
+			if time.Since(sent) < lease.valid() {
+				lease.begin(ctx, token, sent)
+				return nil
 			}
-			if w != nil {
-				w.stop()
+			l.abandon(ctx, lease) // granted too late to be used
+			if waiting.Err() != nil || !lease.req.Waiting {
+				return gaveUp(waiting, &HeldError{Key: lease.req.Keys[0], RetryAfter: l.opts.TTL})
 			}
-			lease.begin(ctx, token, sent)
-			return nil
+			continue
 		}
 		var held *HeldError
 		if !errors.As(err, &held) {
 			if !errors.Is(err, ErrInvalid) {
 				l.abandon(ctx, lease) // it may have been granted all the same
 			}
-			if w != nil {
-				w.stop()
-				if waiting.Err() != nil {
-					return gaveUp(waiting, w.held)
-				}
+			if w != nil && w.held != nil && waiting.Err() != nil {
+				return gaveUp(waiting, w.held)
 			}
 			return fmt.Errorf("lock: acquire: %w", err)
 		}
@@ -234,7 +236,6 @@ func (l *Locker) acquire(ctx, waiting context.Context, lease *Lease) error {
 		}
 		w.held = held
 		if !w.wait(waiting, attempt) {
-			w.stop()
 			return gaveUp(waiting, held)
 		}
 	}
@@ -251,15 +252,15 @@ func (l *Locker) abandon(ctx context.Context, lease *Lease) {
 
 // A waiter waits for a key to become free.
 type waiter struct {
-	poll time.Duration
-	woke chan struct{}
-	told bool // by the store, at least once, so it can be relied on
-	held *HeldError
-	stop func()
+	locker *Locker
+	woke   chan struct{}
+	told   bool // by the store, at least once, so it can be relied on
+	held   *HeldError
+	stop   func()
 }
 
 func (l *Locker) watch(ctx context.Context, keys []string) *waiter {
-	w := &waiter{poll: l.opts.Poll, woke: make(chan struct{}, 1), stop: func() {}}
+	w := &waiter{locker: l, woke: make(chan struct{}, 1), stop: func() {}}
 	if l.watcher != nil {
 		w.stop = l.watcher.Watch(ctx, keys, func() {
 			select {
@@ -273,9 +274,10 @@ func (l *Locker) watch(ctx context.Context, keys []string) *waiter {
 
 // wait returns when it is time to ask again, and false when ctx has ended.
 func (w *waiter) wait(ctx context.Context, attempt int) bool {
-	pause := backoff.Policy{Max: w.poll}.Next(attempt)
+	poll := w.locker.opts.Poll
+	pause := backoff.Policy{Max: poll}.Next(attempt)
 	if w.told {
-		pause = w.poll/2 + rand.N(w.poll/2+1)
+		pause = poll/2 + rand.N(poll/2+1)
 	}
 	// A lease that is not extended ends without a word.
 	pause = min(pause, w.held.RetryAfter+1+rand.N(time.Millisecond))
@@ -286,7 +288,25 @@ func (w *waiter) wait(ctx context.Context, attempt int) bool {
 		return false
 	case <-w.woke:
 		w.told = true
+		w.locker.told.Store(int64(time.Since(w.locker.born)))
 	case <-timer.C:
 	}
 	return true
+}
+
+func (w *waiter) end() {
+	if w != nil {
+		w.stop()
+	}
+}
+
+func (w *waiter) drain() {
+	if w == nil {
+		return
+	}
+	select {
+	case <-w.woke:
+		w.told = true
+	default:
+	}
 }

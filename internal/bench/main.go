@@ -42,6 +42,7 @@ func run() error {
 	quick := flags.Bool("quick", false, "small and short: within a minute, for a first impression")
 	list := flags.Bool("list", false, "list the IDs")
 	flags.DurationVar(&heldFor, "held", 0, "how `long` O7 holds its snapshot; 10m is the full form (default 10s)")
+	flags.DurationVar(&stallFor, "stall", 0, "how `long` LK7 looks for stalls in each round; 60s in 100 rounds is the full form (default 10s)")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
