@@ -1,4 +1,8 @@
 package main
 
 // experiments are all there are, in the order of their IDs.
-var experiments = []experiment{relayExperiment, appendExperiment, latencyExperiment, heldExperiment, idempotentPGExperiment, idempotentRedisExperiment, lockLeaseExperiment, lockHandoffExperiment}
+var experiments = []experiment{
+	relayExperiment, appendExperiment, latencyExperiment, heldExperiment,
+	idempotentPGExperiment, idempotentRedisExperiment,
+	lockLeaseExperiment, lockHandoffExperiment, lockFenceExperiment, lockUpdateExperiment,
+}

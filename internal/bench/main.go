@@ -36,6 +36,9 @@ func main() {
 }
 
 func run() error {
+	if plan := os.Getenv(hotEnv); plan != "" { // of LK9
+		return hotChild(context.Background(), plan)
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	only := flags.String("only", "", "measure only these `IDs`, comma-separated; default all")
 	rounds := flags.Int("rounds", 5, "how many interleaved rounds")
