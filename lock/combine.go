@@ -180,7 +180,8 @@ func (q *queue[T]) next() (context.Context, bool) {
 	}
 	clear(q.batch[len(open):])
 	n := max(0, min(len(q.waiting), u.opts.Batch-len(open)))
-	q.batch = append(open, q.waiting[:n]...)
+	open = append(open, q.waiting[:n]...)
+	q.batch = open
 	if q.waiting = q.waiting[n:]; len(q.batch) == 0 {
 		delete(u.queues, q.key)
 		return nil, false

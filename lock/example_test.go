@@ -34,9 +34,11 @@ func ExampleLocker_Lock() {
 		fmt.Println(err)
 		return
 	}
-	defer lease.Release(ctx)
 	fmt.Println(lease.Keys())
-	// Output: [account 3 account 7]
+	fmt.Println(lease.Release(ctx))
+	// Output:
+	// [account 3 account 7]
+	// <nil>
 }
 
 // A change of a value that others change, too.

@@ -208,7 +208,7 @@ func TestFence(t *testing.T) {
 	}
 	// A later token that is not committed yet is waited for, and counts if it is.
 	for _, commits := range []bool{true, false} {
-		last, err := int64(10), error(nil)
+		last := int64(10)
 		if !commits {
 			last = 20
 		}
@@ -219,12 +219,11 @@ func TestFence(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- fence(last - 1) }()
 		waitBlocked(t, pool)
+		end := tx.Rollback
 		if commits {
-			err = tx.Commit(t.Context())
-		} else {
-			err = tx.Rollback(t.Context())
+			end = tx.Commit
 		}
-		if err != nil {
+		if err := end(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-done; errors.Is(err, lock.ErrLost) != commits {

@@ -1,12 +1,6 @@
 package lockpg_test
 
 import (
-	"fmt"
-	"net"
-	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -83,64 +77,16 @@ func useAll(t *testing.T, pool *pgxpool.Pool) {
 // Behind PgBouncer in transaction mode nobody is told of keys that become free;
 // those who wait poll.
 func TestPgBouncer(t *testing.T) {
-	bin, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		pgtest.Missing(t, "pgbouncer is not installed")
-	}
 	direct := pgtest.Open(t, pgtest.Database(t))
 	if err := lockpg.Migrate(t.Context(), direct); err != nil {
 		t.Fatal(err)
 	}
 	run(t, direct, `CREATE TABLE item (id text PRIMARY KEY, version bigint NOT NULL DEFAULT 1, name text NOT NULL DEFAULT '', price bigint NOT NULL DEFAULT 0);
 		INSERT INTO item (id) VALUES ('k')`)
-	via := bounce(t, bin, direct)
+	via := pgtest.PgBouncer(t, direct)
 	useAll(t, via)
 	locktest.TestStore(t, func(t *testing.T) lock.Store {
 		run(t, direct, `TRUNCATE lock_lease`)
 		return struct{ lock.Store }{lockpg.New(via, nil)} // no Watcher
 	})
-}
-
-// bounce runs PgBouncer with three server connections and returns a pool on it.
-func bounce(t *testing.T, bin string, direct *pgxpool.Pool) *pgxpool.Pool {
-	t.Helper()
-	cfg := direct.Config().ConnConfig
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	dir := t.TempDir()
-	ini := filepath.Join(dir, "pgbouncer.ini")
-	target := fmt.Sprintf("host=%s port=%d dbname=%s user=%s", cfg.Host, cfg.Port, cfg.Database, cfg.User)
-	if cfg.Password != "" {
-		target += " password=" + cfg.Password
-	}
-	config := fmt.Sprintf("[databases]\n%s = %s\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port=%d\n"+
-		"auth_type=any\npool_mode=transaction\ndefault_pool_size=3\nunix_socket_dir=\nignore_startup_parameters=extra_float_digits\n",
-		cfg.Database, target, port)
-	if err := os.WriteFile(ini, []byte(config), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for d := dir; d != "/" && d != os.TempDir(); d = filepath.Dir(d) { // another user reads it
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	args := []string{ini}
-	if os.Geteuid() == 0 { // it refuses to run as root
-		args = append([]string{"-u", "nobody"}, args...)
-	}
-	cmd := exec.Command(bin, args...)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	u := url.URL{Scheme: "postgres", User: url.User(cfg.User), Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/" + cfg.Database}
-	// Transaction mode knows no prepared statements of a session.
-	u.RawQuery = "sslmode=disable&default_query_exec_mode=exec"
-	pool := pgtest.Open(t, u.String())
-	eventually(t, "PgBouncer", func() bool { return pool.Ping(t.Context()) == nil })
-	return pool
 }

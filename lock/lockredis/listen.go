@@ -68,7 +68,7 @@ func (s *Store) Watch(ctx context.Context, keys []string, wake func()) (stop fun
 
 // run receives until nobody has waited for a while.
 func (l *listener) run(ctx context.Context, pubsub *redis.PubSub) {
-	defer pubsub.Close()
+	defer func() { _ = pubsub.Close() }()
 	swept := time.Now()
 	for attempt := 0; ; {
 		msg, err := pubsub.ReceiveTimeout(ctx, idle)

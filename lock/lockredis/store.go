@@ -145,15 +145,15 @@ func (s *Store) run(ctx context.Context, script script, req lock.Request, waitin
 	c, _ := calls.Get().(*call)
 	words := c.fill(script, counter, req, waiting)
 	cmd := redis.NewCmd(ctx, words...)
-	if s.client.Process(ctx, cmd); isUnknown(cmd.Err()) {
+	if err = s.client.Process(ctx, cmd); isUnknown(err) {
 		words[0], words[1] = "eval", script.source
 		cmd = redis.NewCmd(ctx, words...)
-		_ = s.client.Process(ctx, cmd) // the command has the error
+		err = s.client.Process(ctx, cmd)
 	}
-	if cmd.Err() == nil { // otherwise a client may still be about to send it
+	if err == nil { // otherwise a client may still be about to send it
 		calls.Put(c)
 	}
-	return cmd.Val(), cmd.Err()
+	return cmd.Val(), err
 }
 
 // isUnknown reports whether the server does not have the script. Some that are

@@ -198,7 +198,7 @@ func TestWhatStays(t *testing.T) {
 		give(t, take(t, locker, fmt.Sprint("key ", i)))
 	}
 	held := take(t, locker, "held")
-	defer held.Release(t.Context())
+	defer give(t, held)
 	keys, err := client.Keys(t.Context(), prefix+"*").Result()
 	if err != nil {
 		t.Fatal(err)
