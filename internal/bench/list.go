@@ -5,4 +5,5 @@ var experiments = []experiment{
 	relayExperiment, appendExperiment, latencyExperiment, heldExperiment,
 	idempotentPGExperiment, idempotentRedisExperiment,
 	sagaExperiment, sagaTxExperiment, failoverExperiment, sagaWaitingExperiment,
+	lockLeaseExperiment, lockHandoffExperiment, lockFenceExperiment, lockUpdateExperiment,
 }

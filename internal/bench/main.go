@@ -39,12 +39,16 @@ func run() error {
 	if plan := os.Getenv(sagaEnv); plan != "" { // of S4
 		return sagaChild(plan)
 	}
+	if plan := os.Getenv(hotEnv); plan != "" { // of LK9
+		return hotChild(context.Background(), plan)
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	only := flags.String("only", "", "measure only these `IDs`, comma-separated; default all")
 	rounds := flags.Int("rounds", 5, "how many interleaved rounds")
 	quick := flags.Bool("quick", false, "small and short: within a minute, for a first impression")
 	list := flags.Bool("list", false, "list the IDs")
 	flags.DurationVar(&heldFor, "held", 0, "how `long` O7 holds its snapshot; 10m is the full form (default 10s)")
+	flags.DurationVar(&stallFor, "stall", 0, "how `long` LK7 looks for stalls in each round; 60s in 100 rounds is the full form (default 10s)")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()

@@ -26,8 +26,8 @@ func URL(tb testing.TB) string {
 	tb.Helper()
 	server := serverURL(tb)
 	schema := "t_" + strings.ReplaceAll(ids.New(), "-", "")
-	exec(tb, server, "CREATE SCHEMA "+schema)
-	tb.Cleanup(func() { exec(tb, server, "DROP SCHEMA "+schema+" CASCADE") })
+	execSQL(tb, server, "CREATE SCHEMA "+schema)
+	tb.Cleanup(func() { execSQL(tb, server, "DROP SCHEMA "+schema+" CASCADE") })
 	return withParam(tb, server, "search_path", schema)
 }
 
@@ -60,8 +60,8 @@ func Database(tb testing.TB) string {
 	tb.Helper()
 	server := serverURL(tb)
 	name := "t_" + strings.ReplaceAll(ids.New(), "-", "")
-	exec(tb, server, "CREATE DATABASE "+name)
-	tb.Cleanup(func() { exec(tb, server, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)") })
+	execSQL(tb, server, "CREATE DATABASE "+name)
+	tb.Cleanup(func() { execSQL(tb, server, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)") })
 	u, err := url.Parse(server)
 	if err != nil {
 		tb.Fatalf("pgtest: TEST_POSTGRES_URL: %v", err)
@@ -92,7 +92,7 @@ func Missing(tb testing.TB, what string) {
 	tb.Skip("pgtest: " + what)
 }
 
-func exec(tb testing.TB, dsn, sql string) {
+func execSQL(tb testing.TB, dsn, sql string) {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
