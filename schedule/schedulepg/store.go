@@ -65,8 +65,9 @@ LIMIT 1000`
 	// runs a tick is decided by its row.
 	lockSQL = `
 SELECT l.name FROM schedule_definition l
-WHERE l.handler = ANY($1::text[]) AND (l.name = ANY($3::text[]) OR l.name IN (` + claimableSQL + `))
-FOR NO KEY UPDATE SKIP LOCKED`
+WHERE l.handler = ANY($1::text[]) AND (l.name = ANY($3::text[]) OR l.name IN (` + claimableSQL + `))`
+
+	oneAtATime = ` FOR NO KEY UPDATE SKIP LOCKED`
 
 	plansSQL = `
 SELECT ` + definitionColumns + `, d.version, d.next_tick, d.since FROM schedule_definition d
@@ -83,11 +84,11 @@ SELECT now(), (SELECT min(e.at) FROM (
 
 // Claim implements [schedule.Store].
 func (s *Store) Claim(ctx context.Context, req schedule.ClaimRequest) (schedule.Claim, error) {
-	claim, err := s.claim(ctx, &req)
+	claim, err := s.claim(ctx, &req, lockSQL+oneAtATime)
 	return claim, wrap("claim", err)
 }
 
-func (s *Store) claim(ctx context.Context, req *schedule.ClaimRequest) (claim schedule.Claim, err error) {
+func (s *Store) claim(ctx context.Context, req *schedule.ClaimRequest, lock string) (claim schedule.Claim, err error) {
 	decided := []string{}
 	for _, d := range req.Decisions {
 		decided = append(decided, d.Name)
@@ -109,7 +110,7 @@ func (s *Store) claim(ctx context.Context, req *schedule.ClaimRequest) (claim sc
 	defer conn.Release() // closes a connection that is still in a transaction
 	batch, locked, claimable := &pgx.Batch{}, []string{}, []string{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
-	queueNames(batch, &locked, lockSQL, req.Handlers, notNil(req.Busy), decided)
+	queueNames(batch, &locked, lock, req.Handlers, notNil(req.Busy), decided)
 	queueNames(batch, &claimable, claimableSQL, req.Handlers, notNil(req.Busy))
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return claim, err

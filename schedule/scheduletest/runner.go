@@ -72,7 +72,8 @@ func runnersShareTicks(s suite) {
 	records, err := s.store.Runs(s.Context(), "n", 100_000)
 	s.ok(err)
 	for i, r := range records {
-		if r.State != schedule.Done || r.Attempt != 1 || executed[r.Tick] != 1 {
+		// One that was claimed by a runner that stops is given back: a second attempt.
+		if r.State != schedule.Done || executed[r.Tick] != 1 {
 			s.Errorf("tick %v is %s, attempt %d, executed %d times", r.Tick, r.State, r.Attempt, executed[r.Tick])
 		}
 		if i > 0 && records[i-1].Tick.Sub(r.Tick) != interval {
