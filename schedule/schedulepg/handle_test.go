@@ -49,7 +49,7 @@ func runner(t *testing.T, store schedule.Store, opts schedule.Options, name stri
 func effects(t *testing.T) (*pgxpool.Pool, *schedulepg.Store) {
 	t.Helper()
 	pool := migrated(t)
-	run(t, pool, `CREATE TABLE effect (schedule text NOT NULL, tick timestamptz NOT NULL, nonce text NOT NULL DEFAULT gen_random_uuid()::text)`)
+	run(t, pool, `CREATE TABLE effect (schedule text NOT NULL, tick timestamptz NOT NULL)`)
 	return pool, schedulepg.New(pool)
 }
 
