@@ -96,26 +96,41 @@ func (l *loop) sleep(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// step is one claim. It returns how long to wait for the next.
+// step is one look at the store. It returns how long to wait for the next.
 func (l *loop) step(ctx context.Context) (time.Duration, error) {
 	req := l.request()
+	l.tried = make(map[string]time.Time)
+	l.decideAll(&req)
+	claim, err := l.claim(ctx, req)
+	if err == nil && claim.Again {
+		claim, err = l.claim(ctx, l.request())
+	}
+	if err != nil {
+		return 0, err
+	}
+	l.plans = claim.Plans
+	return l.wait(claim), nil
+}
+
+func (l *loop) claim(ctx context.Context, req ClaimRequest) (Claim, error) {
 	// A claim that was sent is waited for, so that no run is claimed unnoticed.
 	sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.r.opts.Lease)
 	defer cancel()
 	sent := time.Now()
 	claim, err := l.r.store.Claim(sending, req)
 	if err != nil {
-		return 0, err
+		return claim, err
 	}
-	l.clock.told(claim.Now, sent, time.Now())
+	if !claim.Again {
+		l.clock.told(claim.Now, sent, time.Now())
+	}
 	for _, run := range claim.Runs {
 		l.start(ctx, run, sent.Add(l.r.opts.Lease))
 	}
 	l.mu.Lock()
 	l.full = len(claim.Runs) == req.Slots
 	l.mu.Unlock()
-	l.plans = claim.Plans
-	return l.wait(claim), nil
+	return claim, nil
 }
 
 func (l *loop) free() int {
@@ -124,7 +139,6 @@ func (l *loop) free() int {
 	return l.r.opts.Concurrency - l.total
 }
 
-// request decides about the ticks that are due.
 func (l *loop) request() ClaimRequest {
 	if !time.Now().Before(l.forget) {
 		clear(l.unknown)
@@ -135,14 +149,21 @@ func (l *loop) request() ClaimRequest {
 		Lease: l.r.opts.Lease, Ahead: 2 * l.r.opts.Poll,
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	for name, n := range l.running {
 		if n >= req.PerSchedule {
 			req.Busy = append(req.Busy, name)
 		}
 	}
-	l.mu.Unlock()
+	for name := range l.unknown {
+		req.Unknown = append(req.Unknown, name)
+	}
+	return req
+}
+
+// decideAll decides about the ticks that are due.
+func (l *loop) decideAll(req *ClaimRequest) {
 	now := l.clock.now()
-	l.tried = make(map[string]time.Time)
 	for i := range l.plans {
 		p := &l.plans[i]
 		if slices.Contains(req.Busy, p.Name) {
@@ -153,10 +174,7 @@ func (l *loop) request() ClaimRequest {
 			l.tried[p.Name] = d.From
 		}
 	}
-	for name := range l.unknown {
-		req.Unknown = append(req.Unknown, name)
-	}
-	return req
+	l.plans = nil
 }
 
 func (l *loop) perSchedule() int { return max(1, l.r.opts.Concurrency/4) }

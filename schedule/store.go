@@ -52,6 +52,11 @@ type Claim struct {
 	Plans []Plan    // of schedules that are not paused, the earliest first; at most 1000
 	Next  time.Time // when a waiting run is due or a lease ends that is not the instance's; zero if none
 	Now   time.Time // the store's clock
+
+	// Again tells that the decisions were carried out and nothing else was done:
+	// the rest is in the answer to a request without any. So a store may have
+	// ticks start without waiting for the rest.
+	Again bool
 }
 
 // A Ref names one attempt of a run.
@@ -77,8 +82,8 @@ type Store interface {
 	// tick becomes one row, unless it has one: of any number of claims, one makes
 	// it. The overlap policy says in which state.
 	//
-	// Then Claim grants runs: ticks that became one now, waiting runs that are
-	// due, runs whose lease has ended. Each grant raises the run's Attempt. An
+	// Then Claim grants runs: ticks that became one now and, unless it says
+	// Again, waiting runs that are due and runs whose lease has ended. Each grant raises the run's Attempt. An
 	// expired run that must not be repeated becomes Lost.
 	Claim(ctx context.Context, req ClaimRequest) (Claim, error)
 

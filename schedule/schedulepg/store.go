@@ -23,7 +23,7 @@ import (
 
 // A Store is a [schedule.Store] in Postgres. The clock that decides is the
 // database's. A look that finds nothing to do is one round trip and writes
-// nothing; a claim is two, and one commit. It is safe for concurrent use.
+// nothing; a tick is two, and one commit. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
 }
@@ -63,10 +63,7 @@ LIMIT 1000`
 	// The row locks are no more than a queue for the few milliseconds of a claim:
 	// those who look at the overlap of a schedule do so one after the other. Who
 	// runs a tick is decided by its row.
-	lockSQL = `
-SELECT l.name FROM schedule_definition l
-WHERE l.handler = ANY($1::text[]) AND (l.name = ANY($3::text[]) OR l.name IN (` + claimableSQL + `))`
-
+	lockSQL    = `SELECT name FROM schedule_definition WHERE name = ANY($1::text[]) AND handler = ANY($2::text[])`
 	oneAtATime = ` FOR NO KEY UPDATE SKIP LOCKED`
 
 	plansSQL = `
@@ -89,40 +86,56 @@ func (s *Store) Claim(ctx context.Context, req schedule.ClaimRequest) (schedule.
 }
 
 func (s *Store) claim(ctx context.Context, req *schedule.ClaimRequest, lock string) (claim schedule.Claim, err error) {
-	decided := []string{}
-	for _, d := range req.Decisions {
-		decided = append(decided, d.Name)
-	}
-	if len(decided) == 0 {
-		var claimable []string
-		batch := &pgx.Batch{}
-		queueNames(batch, &claimable, claimableSQL, req.Handlers, notNil(req.Busy))
-		queueLook(batch, &claim, req)
-		if err := s.pool.SendBatch(ctx, batch).Close(); err != nil || len(claimable) == 0 {
-			return claim, err
+	if len(req.Decisions) > 0 {
+		names := make([]string, len(req.Decisions))
+		for i, d := range req.Decisions {
+			names[i] = d.Name
 		}
-		claim = schedule.Claim{}
+		claim.Again = true // their ticks do not wait for what the look reads
+		return claim, s.locked(ctx, req, lock, names, func(batch *pgx.Batch, names []string) error {
+			if err := queueTicks(batch, &claim, req, names); err != nil {
+				return err
+			}
+			batch.Queue(`COMMIT`)
+			return nil
+		})
 	}
+	var claimable []string
+	batch := &pgx.Batch{}
+	queueNames(batch, &claimable, claimableSQL, req.Handlers, notNil(req.Busy))
+	queueLook(batch, &claim, req)
+	if err := s.pool.SendBatch(ctx, batch).Close(); err != nil || len(claimable) == 0 || req.Slots == 0 {
+		return claim, err
+	}
+	claim = schedule.Claim{}
+	return claim, s.locked(ctx, req, lock, claimable, func(batch *pgx.Batch, names []string) error {
+		batch.Queue(lostSQL, names)
+		queueRuns(batch, &claim, grantSQL, names, req.Instance, req.Slots, req.PerSchedule, req.Lease)
+		batch.Queue(`COMMIT`)
+		queueLook(batch, &claim, req)
+		return nil
+	})
+}
+
+// locked begins a transaction, locks the definitions of those names that are
+// free, and sends what queue adds, which ends the transaction.
+func (s *Store) locked(ctx context.Context, req *schedule.ClaimRequest, lock string, names []string, queue func(*pgx.Batch, []string) error) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return claim, err
+		return err
 	}
 	defer conn.Release() // closes a connection that is still in a transaction
-	batch, locked, claimable := &pgx.Batch{}, []string{}, []string{}
+	free, batch := []string{}, &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
-	queueNames(batch, &locked, lock, req.Handlers, notNil(req.Busy), decided)
-	queueNames(batch, &claimable, claimableSQL, req.Handlers, notNil(req.Busy))
+	queueNames(batch, &free, lock, names, req.Handlers)
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return claim, err
+		return err
 	}
 	batch = &pgx.Batch{}
-	if err := queueTicks(batch, &claim, req, locked); err != nil {
-		return claim, err
+	if err := queue(batch, free); err != nil {
+		return err
 	}
-	queueGrants(batch, &claim, req, locked, claimable)
-	batch.Queue(`COMMIT`)
-	queueLook(batch, &claim, req)
-	return claim, conn.SendBatch(ctx, batch).Close()
+	return conn.SendBatch(ctx, batch).Close()
 }
 
 func queueNames(batch *pgx.Batch, names *[]string, sql string, args ...any) {
@@ -197,7 +210,7 @@ SELECT ` + runColumns + ` FROM made r JOIN schedule_definition d ON d.name = r.s
 
 // queueTicks makes the rows of ticks.
 func queueTicks(batch *pgx.Batch, claim *schedule.Claim, req *schedule.ClaimRequest, locked []string) error {
-	if len(req.Decisions) == 0 || len(locked) == 0 {
+	if len(locked) == 0 {
 		return nil
 	}
 	type tick struct {
@@ -263,7 +276,7 @@ WITH ranked AS (
 	WHERE ranked.n <= CASE WHEN ranked.allow THEN $4 ELSE 1 END
 		AND (r.state = 'waiting' OR r.state = 'running' AND r.lease_until <= now())
 	ORDER BY r.due_at
-	LIMIT greatest(0, $3 - (SELECT count(*) FROM schedule_run WHERE id = ANY($6::uuid[]) AND state = 'running'))
+	LIMIT $3
 	FOR UPDATE OF r SKIP LOCKED
 ), taken AS (
 	UPDATE schedule_run r SET state = 'running', attempt = r.attempt + 1, deaths = r.deaths + (r.state = 'running')::int,
@@ -273,31 +286,6 @@ WITH ranked AS (
 )
 SELECT ` + runColumns + ` FROM taken r JOIN schedule_definition d ON d.name = r.schedule ORDER BY r.due_at, r.id`
 )
-
-// queueGrants hands out runs that wait and runs whose lease has ended.
-func queueGrants(batch *pgx.Batch, claim *schedule.Claim, req *schedule.ClaimRequest, locked, claimable []string) {
-	names := []string{}
-	held := make(map[string]bool, len(locked))
-	for _, name := range locked {
-		held[name] = true
-	}
-	for _, name := range claimable {
-		if held[name] {
-			names = append(names, name)
-		}
-	}
-	if len(names) == 0 {
-		return
-	}
-	ticks := []string{}
-	for _, d := range req.Decisions {
-		for _, t := range d.Ticks {
-			ticks = append(ticks, t.ID)
-		}
-	}
-	batch.Queue(lostSQL, names)
-	queueRuns(batch, claim, grantSQL, names, req.Instance, req.Slots, req.PerSchedule, req.Lease, ticks)
-}
 
 // queueRuns adds the runs that a statement returns to the claim.
 func queueRuns(batch *pgx.Batch, claim *schedule.Claim, sql string, args ...any) {

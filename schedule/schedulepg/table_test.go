@@ -163,8 +163,8 @@ func TestBloat(t *testing.T) {
 	}
 	tick := claim.Now.Add(-2 * time.Hour).Truncate(time.Second)
 	ids := func(i int) string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", i) }
+	p := claim.Plans[0]
 	for i := range 1200 {
-		p := claim.Plans[0]
 		tick = tick.Add(time.Second)
 		next := tick.Add(time.Second)
 		req.Decisions = []schedule.Decision{{
@@ -173,6 +173,7 @@ func TestBloat(t *testing.T) {
 		if claim, err = store.Claim(t.Context(), req); err != nil || len(claim.Runs) != 1 {
 			t.Fatalf("tick %d: %+v, %v", i, claim, err)
 		}
+		p.Next = next
 		ref := schedule.Ref{ID: claim.Runs[0].ID, Attempt: 1}
 		for range 3 {
 			if kept, _, err := store.Extend(t.Context(), []schedule.Ref{ref}, time.Minute); err != nil || len(kept) != 1 {

@@ -158,8 +158,8 @@ func slots(s suite) {
 	at := p.Since.Add(-time.Minute)
 	req.PerSchedule = 2
 	req.Decisions = []schedule.Decision{decision(p, at, at.Add(time.Second), at.Add(2*time.Second), at.Add(3*time.Second), at.Add(4*time.Second))}
-	if n := len(s.claim(req).Runs); n != 2 && n != 4 { // those of the ticks, and as many that wait
-		s.Errorf("%d runs of one schedule are granted, want 2 or 4", n)
+	if n := len(s.claim(req).Runs); n < 2 || n > 4 { // those of the ticks, and as many that wait
+		s.Errorf("%d runs of one schedule are granted, want 2 to 4", n)
 	}
 }
 
