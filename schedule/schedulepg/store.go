@@ -23,7 +23,7 @@ import (
 
 // A Store is a [schedule.Store] in Postgres. The clock that decides is the
 // database's. A look that finds nothing to do is one round trip and writes
-// nothing; a tick is two, and one commit. It is safe for concurrent use.
+// nothing; so is a tick, with one commit. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
 }
@@ -60,11 +60,17 @@ WHERE r.state IN ('waiting', 'running') AND d.handler = ANY($1::text[]) AND d.na
 			SELECT FROM schedule_run o WHERE o.schedule = r.schedule AND o.state = 'running')) END
 LIMIT 1000`
 
-	// The row locks are no more than a queue for the few milliseconds of a claim:
+	// The row locks are no more than a queue for the milliseconds of a claim:
 	// those who look at the overlap of a schedule do so one after the other. Who
-	// runs a tick is decided by its row.
-	lockSQL    = `SELECT name FROM schedule_definition WHERE name = ANY($1::text[]) AND handler = ANY($2::text[])`
+	// runs a tick is decided by its row. The statements behind this one must see
+	// what was committed before the locks were taken, so they are others; which
+	// rows are locked goes to them by a setting that ends with the transaction.
+	lockSQL = `
+SELECT set_config('ashlar.schedules', (SELECT coalesce(jsonb_agg(name), '[]')::text FROM (
+	SELECT name FROM schedule_definition WHERE name = ANY($1::text[]) AND handler = ANY($2::text[])` + oneAtATime + `) AS free), true)`
 	oneAtATime = ` FOR NO KEY UPDATE SKIP LOCKED`
+
+	locked = `(SELECT jsonb_array_elements_text(current_setting('ashlar.schedules')::jsonb))`
 
 	plansSQL = `
 SELECT ` + definitionColumns + `, d.version, d.next_tick, d.since FROM schedule_definition d
@@ -81,68 +87,50 @@ SELECT now(), (SELECT min(e.at) FROM (
 
 // Claim implements [schedule.Store].
 func (s *Store) Claim(ctx context.Context, req schedule.ClaimRequest) (schedule.Claim, error) {
-	claim, err := s.claim(ctx, &req, lockSQL+oneAtATime)
+	claim, err := s.claim(ctx, &req, lockSQL)
 	return claim, wrap("claim", err)
 }
 
 func (s *Store) claim(ctx context.Context, req *schedule.ClaimRequest, lock string) (claim schedule.Claim, err error) {
+	batch := &pgx.Batch{}
 	if len(req.Decisions) > 0 {
+		claim.Again = true // the ticks do not wait for what the look reads
 		names := make([]string, len(req.Decisions))
 		for i, d := range req.Decisions {
 			names[i] = d.Name
 		}
-		claim.Again = true // their ticks do not wait for what the look reads
-		return claim, s.locked(ctx, req, lock, names, func(batch *pgx.Batch, names []string) error {
-			if err := queueTicks(batch, &claim, req, names); err != nil {
-				return err
-			}
-			batch.Queue(`COMMIT`)
-			return nil
-		})
+		asked, err := json.Marshal(decisions(req.Decisions))
+		if err != nil {
+			return claim, err
+		}
+		begin(batch, lock, names, req.Handlers)
+		queueRuns(batch, &claim, ticksSQL, string(asked), req.Instance, req.Slots, req.PerSchedule, req.Lease)
+		batch.Queue(`COMMIT`)
+		return claim, s.pool.SendBatch(ctx, batch).Close()
 	}
 	var claimable []string
-	batch := &pgx.Batch{}
-	queueNames(batch, &claimable, claimableSQL, req.Handlers, notNil(req.Busy))
+	batch.Queue(claimableSQL, req.Handlers, notNil(req.Busy)).Query(func(rows pgx.Rows) (err error) {
+		claimable, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
 	queueLook(batch, &claim, req)
 	if err := s.pool.SendBatch(ctx, batch).Close(); err != nil || len(claimable) == 0 || req.Slots == 0 {
 		return claim, err
 	}
-	claim = schedule.Claim{}
-	return claim, s.locked(ctx, req, lock, claimable, func(batch *pgx.Batch, names []string) error {
-		batch.Queue(lostSQL, names)
-		queueRuns(batch, &claim, grantSQL, names, req.Instance, req.Slots, req.PerSchedule, req.Lease)
-		batch.Queue(`COMMIT`)
-		queueLook(batch, &claim, req)
-		return nil
-	})
+	claim, batch = schedule.Claim{}, &pgx.Batch{}
+	begin(batch, lock, claimable, req.Handlers)
+	batch.Queue(lostSQL)
+	queueRuns(batch, &claim, grantSQL, req.Instance, req.Slots, req.PerSchedule, req.Lease)
+	batch.Queue(`COMMIT`)
+	queueLook(batch, &claim, req)
+	return claim, s.pool.SendBatch(ctx, batch).Close()
 }
 
-// locked begins a transaction, locks the definitions of those names that are
-// free, and sends what queue adds, which ends the transaction.
-func (s *Store) locked(ctx context.Context, req *schedule.ClaimRequest, lock string, names []string, queue func(*pgx.Batch, []string) error) error {
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release() // closes a connection that is still in a transaction
-	free, batch := []string{}, &pgx.Batch{}
+// begin starts a transaction that locks the definitions of those names that
+// are free. The batch must end it; a connection on which that fails is closed.
+func begin(batch *pgx.Batch, lock string, names, handlers []string) {
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
-	queueNames(batch, &free, lock, names, req.Handlers)
-	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return err
-	}
-	batch = &pgx.Batch{}
-	if err := queue(batch, free); err != nil {
-		return err
-	}
-	return conn.SendBatch(ctx, batch).Close()
-}
-
-func queueNames(batch *pgx.Batch, names *[]string, sql string, args ...any) {
-	batch.Queue(sql, args...).Query(func(rows pgx.Rows) (err error) {
-		*names, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		return err
-	})
+	batch.Queue(lock, names, handlers)
 }
 
 // queueLook reads what is to come.
@@ -182,7 +170,7 @@ WITH asked AS (
 		EXISTS (SELECT FROM schedule_run r WHERE r.schedule = s.name AND r.state IN ('waiting', 'running') AND r.state = 'running') AS runs,
 		EXISTS (SELECT FROM schedule_run r WHERE r.schedule = s.name AND r.state IN ('waiting', 'running') AND r.state = 'waiting') AS waits
 	FROM asked q JOIN schedule_definition s ON s.name = q."Name"
-	WHERE s.name = ANY($2::text[]) AND s.version = q."Version" AND NOT s.paused AND s.next_due < 'infinity'
+	WHERE s.name IN ` + locked + ` AND s.version = q."Version" AND NOT s.paused AND s.next_due < 'infinity'
 		AND s.next_tick IS NOT DISTINCT FROM q."From"
 		AND coalesce((SELECT max(t."Due") FROM jsonb_to_recordset(q."Ticks") AS t("Due" timestamptz)) <= now(), true)
 ), advanced AS (
@@ -194,53 +182,48 @@ WITH asked AS (
 ), placed AS (
 	SELECT t.*,
 		NOT t."Late" AND (t.overlap = 'skip' AND (t.waits OR t.runs) OR t.overlap = 'queue' AND (t.waits OR t.runs AND t.n > 1)) AS skipped,
-		t.overlap = 'allow' AND t.n <= $5 OR t.n = 1 AND NOT t.waits AND NOT t.runs AS free
+		t.overlap = 'allow' AND t.n <= $4 OR t.n = 1 AND NOT t.waits AND NOT t.runs AS free
 	FROM tick t
 ), made AS (
 	INSERT INTO schedule_run (id, schedule, tick, due_at, missed, state, attempt, instance, lease_until, started_at, finished_at)
 	SELECT p."ID", p.name, p."At", p."Due", p."Missed", CASE WHEN p.skipped THEN 'skipped' WHEN p.now THEN 'running' ELSE 'waiting' END,
-		p.now::int, CASE WHEN p.now THEN $3 ELSE '' END, CASE WHEN p.now THEN now() + $6::interval END, CASE WHEN p.now THEN now() END,
+		p.now::int, CASE WHEN p.now THEN $2 ELSE '' END, CASE WHEN p.now THEN now() + $5::interval END, CASE WHEN p.now THEN now() END,
 		CASE WHEN p.skipped THEN now() END
-	FROM (SELECT *, NOT skipped AND free AND sum((NOT skipped AND free)::int) OVER (ORDER BY "Due", "ID") <= $4 AS now FROM placed) p
+	FROM (SELECT *, NOT skipped AND free AND sum((NOT skipped AND free)::int) OVER (ORDER BY "Due", "ID") <= $3 AS now FROM placed) p
 	ON CONFLICT (schedule, tick) WHERE NOT manual DO NOTHING
 	RETURNING *
 )
 SELECT ` + runColumns + ` FROM made r JOIN schedule_definition d ON d.name = r.schedule WHERE r.state = 'running' ORDER BY r.due_at, r.id`
 )
 
-// queueTicks makes the rows of ticks.
-func queueTicks(batch *pgx.Batch, claim *schedule.Claim, req *schedule.ClaimRequest, locked []string) error {
-	if len(locked) == 0 {
-		return nil
-	}
-	type tick struct {
-		ID, At, Due string
-		Missed      int
-		Late        bool
-	}
-	type decision struct {
-		Name                string
-		Version             int64
-		From, Next, NextDue *string
-		Ticks               []tick
-		Missed              int
-	}
-	asked := make([]decision, len(req.Decisions))
-	for i, d := range req.Decisions {
-		asked[i] = decision{
+// A decision is a schedule.Decision as ticksSQL reads it.
+type decision struct {
+	Name                string
+	Version             int64
+	From, Next, NextDue *string
+	Ticks               []tick
+	Missed              int
+}
+
+type tick struct {
+	ID      string
+	At, Due *string
+	Missed  int
+	Late    bool
+}
+
+func decisions(all []schedule.Decision) []decision {
+	out := make([]decision, len(all))
+	for i, d := range all {
+		out[i] = decision{
 			Name: d.Name, Version: d.Version, From: stamp(d.From), Next: stamp(d.Next), NextDue: stamp(d.NextDue),
 			Missed: d.Missed, Ticks: make([]tick, len(d.Ticks)),
 		}
 		for j, t := range d.Ticks {
-			asked[i].Ticks[j] = tick{ID: t.ID, At: *stamp(t.At), Due: *stamp(t.Due), Missed: t.Missed, Late: t.Late}
+			out[i].Ticks[j] = tick{ID: t.ID, At: stamp(t.At), Due: stamp(t.Due), Missed: t.Missed, Late: t.Late}
 		}
 	}
-	text, err := json.Marshal(asked)
-	if err != nil {
-		return err
-	}
-	queueRuns(batch, claim, ticksSQL, string(text), locked, req.Instance, req.Slots, req.PerSchedule, req.Lease)
-	return nil
+	return out
 }
 
 // stamp is a time as Postgres reads it; nil where there is none.
@@ -256,7 +239,7 @@ const (
 	lostSQL = `
 UPDATE schedule_run SET state = 'lost', finished_at = now(), lease_until = NULL, error = 'its instance died'
 WHERE id IN (SELECT r.id FROM schedule_run r JOIN schedule_definition d ON d.name = r.schedule
-	WHERE r.schedule = ANY($1::text[]) AND r.state IN ('waiting', 'running') AND r.state = 'running' AND r.lease_until <= now()
+	WHERE r.schedule IN ` + locked + ` AND r.state IN ('waiting', 'running') AND r.state = 'running' AND r.lease_until <= now()
 		AND (d.at_most_once OR r.deaths >= 5)
 	FOR UPDATE OF r SKIP LOCKED)`
 
@@ -267,20 +250,20 @@ WITH ranked AS (
 	SELECT r.id, d.overlap = 'allow' AS allow,
 		row_number() OVER (PARTITION BY r.schedule ORDER BY r.state, r.due_at, r.id) AS n
 	FROM schedule_run r JOIN schedule_definition d ON d.name = r.schedule
-	WHERE r.schedule = ANY($1::text[]) AND r.state IN ('waiting', 'running')
+	WHERE r.schedule IN ` + locked + ` AND r.state IN ('waiting', 'running')
 		AND CASE r.state WHEN 'running' THEN r.lease_until <= now()
 			ELSE r.due_at <= now() AND (d.overlap = 'allow' OR NOT EXISTS (
 				SELECT FROM schedule_run o WHERE o.schedule = r.schedule AND o.state = 'running')) END
 ), picked AS (
 	SELECT r.id FROM schedule_run r JOIN ranked USING (id)
-	WHERE ranked.n <= CASE WHEN ranked.allow THEN $4 ELSE 1 END
+	WHERE ranked.n <= CASE WHEN ranked.allow THEN $3 ELSE 1 END
 		AND (r.state = 'waiting' OR r.state = 'running' AND r.lease_until <= now())
 	ORDER BY r.due_at
-	LIMIT $3
+	LIMIT $2
 	FOR UPDATE OF r SKIP LOCKED
 ), taken AS (
 	UPDATE schedule_run r SET state = 'running', attempt = r.attempt + 1, deaths = r.deaths + (r.state = 'running')::int,
-		instance = $2, lease_until = now() + $5::interval, started_at = now()
+		instance = $1, lease_until = now() + $4::interval, started_at = now()
 	FROM picked WHERE r.id = picked.id
 	RETURNING r.*
 )
