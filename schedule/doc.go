@@ -44,6 +44,6 @@
 // # Lateness
 //
 // An instance sleeps until the next tick, by its monotonic clock and what the
-// store said its own to be. A tick is claimed in two round trips and one commit,
+// store said its own to be. A tick is claimed in one round trip with one commit,
 // and then its handler is called.
 package schedule

@@ -65,9 +65,8 @@ func (l *loop) exec(ctx context.Context, run Run, draining bool) (again bool) {
 	took := time.Since(start)
 
 	outcome := l.outcome(ctx, run, err)
-	if recorded() {
-		outcome = Outcome{State: Done}
-		again = true // nobody has told
+	if r := recorded(); r != nil {
+		outcome, again = Outcome{State: Done}, r.More
 	} else if again, err = l.record(ctx, run, outcome, err); err != nil && errors.Is(err, errNotRecorded) {
 		if o.Lost != nil {
 			o.Lost(ctx, run, err)

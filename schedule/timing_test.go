@@ -199,7 +199,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if unix = unix % 4_000_000_000; unix < 0 {
+		if unix %= 4_000_000_000; unix < 0 {
 			unix = -unix
 		}
 		from := time.Unix(unix, 0)

@@ -17,35 +17,49 @@ import (
 	"github.com/ashlar-go/ashlar/schedule/schedulepg"
 )
 
-// The time from a tick of each second to the start of its work. A tick is rare,
-// so each system has one slice in a round.
+// The time from a tick of each second to the start of its work. So that there
+// are enough ticks for a p99 and all see the same moments of the machine, the
+// systems run side by side, a quarter of a second apart.
 var tickLatencyExperiment = experiment{
 	ids:  []string{"J2"},
 	what: "p99 from a tick of each second to the start of its work",
 	round: func(ctx context.Context, e *env, r *results) error {
-		ticks := 15
+		ticks := 120
 		if e.quick {
-			ticks = 4
+			ticks = 10
 		}
-		for _, system := range []struct {
+		systems := []struct {
 			name    string
 			measure func(ctx context.Context, pool *pgxpool.Pool, late *lateness) error
 		}{
 			{"ours", oursTicks},
 			{"river", func(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
-				return riverTicks(ctx, pool, late, &river.Config{})
-			}},
-			{"river fast", func(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
-				return riverTicks(ctx, pool, late, &river.Config{FetchCooldown: time.Millisecond, FetchPollInterval: 10 * time.Millisecond})
+				return riverTicks(ctx, pool, late, &river.Config{}, 250*time.Millisecond)
 			}},
 			{"floor", bareTicks},
-		} {
-			late, err := tickLatency(ctx, e, ticks, system.measure)
-			if err != nil {
-				return fmt.Errorf("%s: %w", system.name, err)
-			}
-			r.set(system.name, late.percentile(99))
-			r.set(system.name+" p50", late.percentile(50))
+			{"river fast", func(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
+				return riverTicks(ctx, pool, late, &river.Config{FetchCooldown: time.Millisecond, FetchPollInterval: 10 * time.Millisecond}, 750*time.Millisecond)
+			}},
+		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		var wg sync.WaitGroup
+		all := make([]*lateness, len(systems))
+		for i, system := range systems {
+			all[i] = &lateness{want: ticks, done: make(chan struct{})}
+			wg.Go(func() {
+				if err := tickLatency(ctx, e, all[i], system.measure); err != nil {
+					cancel(fmt.Errorf("%s: %w", system.name, err))
+				}
+			})
+		}
+		wg.Wait()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		for i, system := range systems {
+			r.set(system.name, all[i].percentile(99))
+			r.set(system.name+" p50", all[i].percentile(50))
 		}
 		return nil
 	},
@@ -73,8 +87,10 @@ func (l *lateness) add(d time.Duration) {
 		l.first = true
 		return
 	}
-	l.all = append(l.all, d.Seconds())
 	if len(l.all) == l.want {
+		return
+	}
+	if l.all = append(l.all, d.Seconds()); len(l.all) == l.want {
 		close(l.done)
 	}
 }
@@ -86,17 +102,21 @@ func (l *lateness) percentile(p float64) float64 {
 	return l.all[int(math.Ceil(float64(l.want)*p/100))-1]
 }
 
-func tickLatency(ctx context.Context, e *env, ticks int, measure func(context.Context, *pgxpool.Pool, *lateness) error) (*lateness, error) {
+func tickLatency(ctx context.Context, e *env, late *lateness, measure func(context.Context, *pgxpool.Pool, *lateness) error) error {
 	pool, drop, err := e.schema(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer drop()
-	late := &lateness{want: ticks, done: make(chan struct{})}
-	if err := measure(ctx, pool, late); err != nil {
-		return nil, err
+	return measure(ctx, pool, late)
+}
+
+// wait waits for the last tick.
+func (l *lateness) wait(ctx context.Context) {
+	select {
+	case <-l.done:
+	case <-ctx.Done():
 	}
-	return late, nil
 }
 
 func oursTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
@@ -116,7 +136,7 @@ func oursTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
 	defer stop()
 	finished := make(chan error, 1)
 	go func() { finished <- runner.Run(rctx) }()
-	<-late.done
+	late.wait(ctx)
 	stop()
 	return <-finished
 }
@@ -135,7 +155,7 @@ func (w *riverTickWorker) Work(_ context.Context, job *river.Job[riverTick]) err
 	return nil
 }
 
-func riverTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness, cfg *river.Config) error {
+func riverTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness, cfg *river.Config, phase time.Duration) error {
 	driver := riverpgxv5.New(pool)
 	migrator, err := rivermigrate.New(driver, nil)
 	if err != nil {
@@ -154,20 +174,21 @@ func riverTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness, cfg *ri
 	if err != nil {
 		return err
 	}
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second + phase))) // its ticks are counted from here
 	if err := client.Start(ctx); err != nil {
 		return err
 	}
-	<-late.done
+	late.wait(ctx)
 	return client.Stop(ctx)
 }
 
-// bareTicks sleeps until each tick and makes its row.
+// bareTicks sleeps until each tick, at half a second, and makes its row.
 func bareTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
 	if _, err := pool.Exec(ctx, `CREATE TABLE bare (schedule text, tick timestamptz, PRIMARY KEY (schedule, tick))`); err != nil {
 		return err
 	}
 	for {
-		tick := time.Now().Truncate(time.Second).Add(time.Second)
+		tick := time.Now().Add(500 * time.Millisecond).Truncate(time.Second).Add(500 * time.Millisecond)
 		time.Sleep(time.Until(tick))
 		if _, err := pool.Exec(ctx, `INSERT INTO bare VALUES ('tick', $1)`, tick); err != nil {
 			return err
@@ -176,6 +197,8 @@ func bareTicks(ctx context.Context, pool *pgxpool.Pool, late *lateness) error {
 		select {
 		case <-late.done:
 			return nil
+		case <-ctx.Done():
+			return ctx.Err()
 		default:
 		}
 	}

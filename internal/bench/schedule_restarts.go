@@ -20,13 +20,14 @@ import (
 	"github.com/ashlar-go/ashlar/schedule/schedulepg"
 )
 
-// Five processes of each system, a tick each second, and rolling restarts: one
-// process of each is told to stop and replaced, in turn. What ran is in a table.
+// Five processes of each system, ten schedules with a tick each second, and
+// rolling restarts: one process of each is told to stop and replaced, in turn.
+// What ran is in a table.
 // The instances of gocron share their ticks by a cron expression; its own
 // example, an interval from the start of each process, would run five times.
 var restartsExperiment = experiment{
 	ids:  []string{"J1"},
-	what: "five instances, a tick each second, rolling restarts (see -restarts)",
+	what: "five instances, ten schedules of a second, rolling restarts (see -restarts)",
 	round: func(ctx context.Context, e *env, r *results) error {
 		d := 20 * time.Second
 		if e.quick {
@@ -39,7 +40,7 @@ var restartsExperiment = experiment{
 	},
 	bars: []bar{
 		{id: "J1", what: "ticks with more than one row or none", atMost: 0.01, unit: " ", ratio: func(r *results) float64 { return r.values["ours twice"] + r.values["ours missing"] }},
-		{id: "J1", what: "seconds that gocron with a Redis lock ran twice or not at all", atLeast: 0.01, unit: " ", ratio: func(r *results) float64 { return r.values["gocron twice"] + r.values["gocron missing"] }},
+		{id: "J1", what: "ticks that gocron with a Redis lock ran twice or not at all", atLeast: 0.01, unit: " ", ratio: func(r *results) float64 { return r.values["gocron twice"] + r.values["gocron missing"] }},
 	},
 }
 
@@ -47,6 +48,7 @@ var restartsExperiment = experiment{
 var restartsFor time.Duration
 
 const (
+	schedules   = 10
 	scheduleEnv = "BENCH_SCHEDULE" // which system a child is an instance of
 	scheduleDSN = "BENCH_SCHEDULE_DSN"
 )
@@ -60,12 +62,15 @@ func restarts(ctx context.Context, e *env, r *results, d time.Duration) error {
 	if err := schedulepg.Migrate(ctx, pool); err != nil {
 		return err
 	}
-	if _, err := pool.Exec(ctx, `CREATE TABLE ran (system text, tick timestamptz, instance int)`); err != nil {
+	if _, err := pool.Exec(ctx, `CREATE TABLE ran (system text, schedule text, tick timestamptz, instance int)`); err != nil {
 		return err
 	}
 	store := schedulepg.New(pool)
-	if _, err := store.Define(ctx, schedule.Definition{Name: "tick", Spec: "* * * * * *", Misfire: schedule.MisfireBackfill, Backfill: 1000}); err != nil {
-		return err
+	for i := range schedules {
+		d := schedule.Definition{Name: tickName(i), Handler: "tick", Spec: "* * * * * *", Misfire: schedule.MisfireBackfill, Backfill: 1000}
+		if _, err := store.Define(ctx, d); err != nil {
+			return err
+		}
 	}
 	systems := []string{"ours", "gocron"}
 	var running [5][2]*exec.Cmd
@@ -105,8 +110,10 @@ func restarts(ctx context.Context, e *env, r *results, d time.Duration) error {
 		}
 	}
 	time.Sleep(time.Second) // the last tick
-	if err := store.Pause(ctx, "tick"); err != nil {
-		return err
+	for i := range schedules {
+		if err := store.Pause(ctx, tickName(i)); err != nil {
+			return err
+		}
 	}
 	for i := range running {
 		if err := stopInstances(running[i][:]); err != nil {
@@ -120,14 +127,15 @@ func restarts(ctx context.Context, e *env, r *results, d time.Duration) error {
 // what ran and at the history.
 func countTicks(ctx context.Context, pool *pgxpool.Pool, r *results, from, until time.Time) error {
 	for name, source := range map[string]string{
-		"ours":         `SELECT tick FROM ran WHERE system = 'ours'`,
-		"ours history": `SELECT tick FROM schedule_run WHERE state = 'done'`,
-		"gocron":       `SELECT tick FROM ran WHERE system = 'gocron'`,
+		"ours":         `SELECT schedule, tick FROM ran WHERE system = 'ours'`,
+		"ours history": `SELECT schedule, tick FROM schedule_run WHERE state = 'done'`,
+		"gocron":       `SELECT schedule, tick FROM ran WHERE system = 'gocron'`,
 	} {
 		var twice, missing float64
 		err := pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE n > 1)::float8, count(*) FILTER (WHERE n = 0)::float8
-			FROM (SELECT s, (SELECT count(*) FROM (`+source+`) x WHERE x.tick = s) AS n
-				FROM generate_series($1::timestamptz, $2::timestamptz, '1 s') s) t`, from, until).Scan(&twice, &missing)
+			FROM (SELECT count(x.tick) AS n FROM generate_series($1::timestamptz, $2::timestamptz, '1 s') s
+				CROSS JOIN (SELECT 'tick ' || generate_series(0, $3 - 1) AS name) names
+				LEFT JOIN (`+source+`) x ON x.tick = s AND x.schedule = name GROUP BY s, name) t`, from, until, schedules).Scan(&twice, &missing)
 		if err != nil {
 			return err
 		}
@@ -138,6 +146,8 @@ func countTicks(ctx context.Context, pool *pgxpool.Pool, r *results, from, until
 	r.values["ours missing"] += r.values["ours history missing"]
 	return nil
 }
+
+func tickName(i int) string { return fmt.Sprint("tick ", i) }
 
 func startInstance(ctx context.Context, system, dsn string) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(ctx, os.Args[0])
@@ -177,26 +187,26 @@ func instance(system string) error {
 		return err
 	}
 	defer pool.Close()
-	ran := func(tick time.Time) error {
-		_, err := pool.Exec(context.WithoutCancel(ctx), `INSERT INTO ran VALUES ($1, $2, $3)`, system, tick, os.Getpid())
+	ran := func(name string, tick time.Time) error {
+		_, err := pool.Exec(context.WithoutCancel(ctx), `INSERT INTO ran VALUES ($1, $2, $3, $4)`, system, name, tick, os.Getpid())
 		return err
 	}
 	if system == "gocron" {
 		return gocronInstance(ctx, ran)
 	}
 	runner := schedule.New(schedulepg.New(pool), nil)
-	runner.Handle("tick", func(_ context.Context, run schedule.Run) error { return ran(run.Tick) })
+	runner.Handle("tick", func(_ context.Context, run schedule.Run) error { return ran(run.Schedule.Name, run.Tick) })
 	fmt.Println("started")
 	return runner.Run(ctx)
 }
 
-func gocronInstance(ctx context.Context, ran func(tick time.Time) error) error {
+func gocronInstance(ctx context.Context, ran func(name string, tick time.Time) error) error {
 	addr, err := redis.ParseURL(os.Getenv("TEST_REDIS_URL"))
 	if err != nil {
 		return err
 	}
 	client := redis.NewClient(addr)
-	defer client.Close()
+	defer func() { _ = client.Close() }() // the process ends
 	locker, err := gocronredis.NewRedisLocker(client, gocronredis.WithTries(1))
 	if err != nil {
 		return err
@@ -206,16 +216,18 @@ func gocronInstance(ctx context.Context, ran func(tick time.Time) error) error {
 		return err
 	}
 	failed := make(chan error, 1)
-	_, err = s.NewJob(gocron.CronJob("* * * * * *", true), gocron.NewTask(func() {
-		if err := ran(time.Now().Round(time.Second)); err != nil {
-			select {
-			case failed <- err:
-			default:
+	for i := range schedules {
+		_, err = s.NewJob(gocron.CronJob("* * * * * *", true), gocron.NewTask(func() {
+			if err := ran(tickName(i), time.Now().Round(time.Second)); err != nil {
+				select {
+				case failed <- err:
+				default:
+				}
 			}
+		}), gocron.WithName(fmt.Sprint(tickName(i), " of ", os.Getppid())))
+		if err != nil {
+			return err
 		}
-	}), gocron.WithName(fmt.Sprint("tick ", os.Getppid())))
-	if err != nil {
-		return err
 	}
 	s.Start()
 	fmt.Println("started")

@@ -30,14 +30,15 @@ func HandleTx(pool *pgxpool.Pool, fn func(ctx context.Context, tx pgx.Tx, run sc
 		panic("schedulepg: HandleTx needs a pool and a function")
 	}
 	return func(ctx context.Context, run schedule.Run) error {
-		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		var more bool
+		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) (err error) {
 			if err := fn(ctx, tx, run); err != nil {
 				return err
 			}
-			_, err := finish(ctx, tx, schedule.Ref{ID: run.ID, Attempt: run.Attempt}, schedule.Outcome{State: schedule.Done})
+			more, err = finish(ctx, tx, schedule.Ref{ID: run.ID, Attempt: run.Attempt}, schedule.Outcome{State: schedule.Done})
 			return wrap("finish", err)
 		})
-		if err == nil && !execution.Recorded(ctx) {
+		if err == nil && !execution.Recorded(ctx, execution.Record{More: more}) {
 			err = fmt.Errorf("schedulepg: the context of run %s is not one that a runner gave", run.ID)
 		}
 		return err
