@@ -5,6 +5,7 @@ go 1.25.0
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/jackc/pgx/v5 v5.8.0
+	github.com/netresearch/go-cron v0.9.1
 	github.com/redis/go-redis/v9 v9.17.0
 	github.com/twmb/franz-go v1.21.0
 	github.com/twmb/franz-go/pkg/kmsg v1.13.1

@@ -6,4 +6,5 @@ var experiments = []experiment{
 	idempotentPGExperiment, idempotentRedisExperiment,
 	sagaExperiment, sagaTxExperiment, failoverExperiment, sagaWaitingExperiment,
 	lockLeaseExperiment, lockHandoffExperiment, lockFenceExperiment, lockUpdateExperiment,
+	restartsExperiment, tickLatencyExperiment,
 }

@@ -29,7 +29,11 @@ Flags:
 `
 
 func main() {
-	if err := run(); err != nil {
+	do := run
+	if system := os.Getenv(scheduleEnv); system != "" {
+		do = func() error { return instance(system) } // a child of J1
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -49,6 +53,7 @@ func run() error {
 	list := flags.Bool("list", false, "list the IDs")
 	flags.DurationVar(&heldFor, "held", 0, "how `long` O7 holds its snapshot; 10m is the full form (default 10s)")
 	flags.DurationVar(&stallFor, "stall", 0, "how `long` LK7 looks for stalls in each round; 60s in 100 rounds is the full form (default 10s)")
+	flags.DurationVar(&restartsFor, "restarts", 0, "how `long` J1 restarts instances; 5m is the full form (default 20s)")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()

@@ -83,7 +83,7 @@ func TestPgBouncer(t *testing.T) {
 	}
 	run(t, direct, `CREATE TABLE item (id text PRIMARY KEY, version bigint NOT NULL DEFAULT 1, name text NOT NULL DEFAULT '', price bigint NOT NULL DEFAULT 0);
 		INSERT INTO item (id) VALUES ('k')`)
-	via := pgtest.PgBouncer(t, direct)
+	via := pgtest.Bounce(t, direct)
 	useAll(t, via)
 	locktest.TestStore(t, func(t *testing.T) lock.Store {
 		run(t, direct, `TRUNCATE lock_lease`)

@@ -19,7 +19,7 @@ func TestPgBouncer(t *testing.T) {
 	if err := outboxpg.Migrate(t.Context(), direct); err != nil {
 		t.Fatal(err)
 	}
-	via := pgtest.PgBouncer(t, direct)
+	via := pgtest.Bounce(t, direct)
 	var wg sync.WaitGroup
 	for w := range 8 {
 		wg.Go(func() {

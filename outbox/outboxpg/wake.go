@@ -2,12 +2,14 @@ package outboxpg
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/ashlar-go/ashlar/internal/backoff"
+	"github.com/ashlar-go/ashlar/internal/pglisten"
 )
 
 const channel = "outbox_wake"
@@ -76,17 +78,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 		if _, err := n.pool.Exec(ctx, "NOTIFY "+channel); err != nil && ctx.Err() == nil {
 			n.opts.Logger.WarnContext(ctx, "outboxpg: notification not sent, relays will poll", "error", err)
 		}
-		pause(ctx, n.opts.Interval)
-	}
-}
-
-// pause waits for d or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
+		_ = backoff.Sleep(ctx, n.opts.Interval) // the loop sees that ctx has ended
 	}
 }
 
@@ -95,46 +87,5 @@ func pause(ctx context.Context, d time.Duration) {
 // the connection fails; a connection through PgBouncer must be to a pool in
 // session mode, or straight to the server.
 func Listen(ctx context.Context, dial func(ctx context.Context) (*pgx.Conn, error), wake func(), opts *WakeOptions) error {
-	o := opts.withDefaults()
-	for attempt := 0; ; attempt++ {
-		err := listen(ctx, dial, func() { attempt = 0; wake() })
-		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the error is that ctx has ended, as it should
-		}
-		o.Logger.WarnContext(ctx, "outboxpg: not listening, relays will poll", "error", err)
-		pause(ctx, min(50*time.Millisecond<<min(attempt, 10), 5*time.Second))
-	}
-}
-
-func listen(ctx context.Context, dial func(ctx context.Context) (*pgx.Conn, error), wake func()) error {
-	conn, err := dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
-		return err
-	}
-	wake() // for what was sent while nobody listened
-	for {
-		// A silently dead connection shows itself at the next ping.
-		waitCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		_, err := conn.WaitForNotification(waitCtx)
-		cancel()
-		switch {
-		case err == nil:
-			wake()
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case waitCtx.Err() == nil:
-			return err
-		default:
-			pingCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
-			err := conn.Ping(pingCtx)
-			cancel()
-			if err != nil {
-				return fmt.Errorf("connection lost: %w", err)
-			}
-		}
-	}
+	return pglisten.Listen(ctx, dial, channel, wake, opts.withDefaults().Logger, "outboxpg: not listening, relays will poll")
 }
