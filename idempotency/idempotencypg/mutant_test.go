@@ -3,8 +3,6 @@ package idempotencypg_test
 import (
 	"context"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -12,6 +10,7 @@ import (
 	"github.com/ashlar-go/ashlar/idempotency"
 	"github.com/ashlar-go/ashlar/idempotency/idempotencypg"
 	"github.com/ashlar-go/ashlar/idempotency/idempotencytest"
+	"github.com/ashlar-go/ashlar/internal/crashtest"
 )
 
 // A mutantStore is a store with one rule taken out.
@@ -70,27 +69,9 @@ func TestMutant(t *testing.T) {
 // Taking out any of the rules that the guarantees rest on turns the suite red.
 func TestMutantsAreCaught(t *testing.T) {
 	migrated(t) // skips without a server
-	for rule, tests := range map[string][]string{
+	crashtest.Mutants(t, mutantEnv, map[string][]string{
 		"none":  {"OneOfManyClaims", "OneOfManyTakesOver", "InProgress", "LeaseEndsThenTakeover"},
 		"claim": {"OneOfManyClaims", "OneOfManyTakesOver"},
 		"token": {"InProgress", "LeaseEndsThenTakeover"},
-	} {
-		t.Run(rule, func(t *testing.T) {
-			run := "^TestMutant$/^(" + strings.Join(tests, "|") + ")$"
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", run, "-test.v", "-test.timeout=2m")
-			cmd.Env = append(os.Environ(), mutantEnv+"="+rule)
-			out, err := cmd.CombinedOutput()
-			if rule == "none" {
-				if err != nil {
-					t.Fatalf("the store that is not mutated fails: %v\n%s", err, out)
-				}
-				return
-			}
-			for _, name := range tests {
-				if !strings.Contains(string(out), "--- FAIL: TestMutant/"+name) {
-					t.Errorf("%s did not notice that the rule %q is missing:\n%s", name, rule, out)
-				}
-			}
-		})
-	}
+	})
 }

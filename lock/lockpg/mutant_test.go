@@ -3,13 +3,12 @@ package lockpg_test
 import (
 	"context"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/ashlar-go/ashlar/internal/crashtest"
 	"github.com/ashlar-go/ashlar/lock"
 	"github.com/ashlar-go/ashlar/lock/lockpg"
 	"github.com/ashlar-go/ashlar/lock/locktest"
@@ -84,28 +83,10 @@ func TestMutant(t *testing.T) {
 // Taking out any of the rules that the guarantees rest on turns the suite red.
 func TestMutantsAreCaught(t *testing.T) {
 	migrated(t) // skips without a server
-	for rule, tests := range map[string][]string{
+	crashtest.Mutants(t, mutantEnv, map[string][]string{
 		"none":   {"OneOfManyAcquires", "OneOfManyTakesOver", "ExtendIsForTheOwnerOnly", "TokensRise", "LeaseEndsThenTakeover"},
 		"atomic": {"OneOfManyAcquires", "OneOfManyTakesOver"},
 		"owner":  {"ExtendIsForTheOwnerOnly", "LeaseEndsThenTakeover"},
 		"fence":  {"TokensRise", "LeaseEndsThenTakeover"},
-	} {
-		t.Run(rule, func(t *testing.T) {
-			run := "^TestMutant$/^(" + strings.Join(tests, "|") + ")$"
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", run, "-test.v", "-test.timeout=2m")
-			cmd.Env = append(os.Environ(), mutantEnv+"="+rule)
-			out, err := cmd.CombinedOutput()
-			if rule == "none" {
-				if err != nil {
-					t.Fatalf("the store that is not mutated fails: %v\n%s", err, out)
-				}
-				return
-			}
-			for _, name := range tests {
-				if !strings.Contains(string(out), "--- FAIL: TestMutant/"+name) {
-					t.Errorf("%s did not notice that the rule %q is missing:\n%s", name, rule, out)
-				}
-			}
-		})
-	}
+	})
 }

@@ -3,12 +3,11 @@ package outboxpg_test
 import (
 	"context"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/ashlar-go/ashlar/internal/crashtest"
 	"github.com/ashlar-go/ashlar/outbox"
 	"github.com/ashlar-go/ashlar/outbox/outboxpg"
 	"github.com/ashlar-go/ashlar/outbox/outboxtest"
@@ -73,31 +72,10 @@ func TestMutant(t *testing.T) {
 // Taking out any of the rules that the guarantees rest on turns the suite red.
 func TestMutantsAreCaught(t *testing.T) {
 	migrated(t) // skips without a server
-	for rule, tests := range map[string][]string{
+	crashtest.Mutants(t, mutantEnv, map[string][]string{
 		"none":  {"OpenTransactionHoldsItsLane", "ManyGaps", "Fence", "FenceHoldsForOutcomes", "LeaseExcludesOthers"},
 		"gap":   {"OpenTransactionHoldsItsLane", "ManyGaps"},
 		"fence": {"Fence", "FenceHoldsForOutcomes"},
 		"claim": {"LeaseExcludesOthers"},
-	} {
-		t.Run(rule, func(t *testing.T) {
-			run := "^TestMutant$/^(" + strings.Join(tests, "|") + ")$"
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", run, "-test.v", "-test.timeout=2m")
-			cmd.Env = append(os.Environ(), mutantEnv+"="+rule)
-			out, err := cmd.CombinedOutput()
-			if rule == "none" {
-				if err != nil {
-					t.Fatalf("the store that is not mutated fails: %v\n%s", err, out)
-				}
-				return
-			}
-			if err == nil {
-				t.Errorf("no test noticed that the rule %q is missing", rule)
-			}
-			for _, name := range tests {
-				if !strings.Contains(string(out), "--- FAIL: TestMutant/"+name) {
-					t.Errorf("%s did not notice that the rule %q is missing:\n%s", name, rule, out)
-				}
-			}
-		})
-	}
+	})
 }

@@ -3,14 +3,13 @@ package schedulepg_test
 import (
 	"context"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/ashlar-go/ashlar/internal/crashtest"
 	"github.com/ashlar-go/ashlar/schedule"
 	"github.com/ashlar-go/ashlar/schedule/schedulepg"
 	"github.com/ashlar-go/ashlar/schedule/scheduletest"
@@ -99,33 +98,12 @@ func TestMutant(t *testing.T) {
 // Taking out any of the rules that the guarantees rest on turns the suite red.
 func TestMutantsAreCaught(t *testing.T) {
 	migrated(t) // skips without a server
-	for rule, tests := range map[string][]string{
+	crashtest.Mutants(t, mutantEnv, map[string][]string{
 		"none":   {"OneRowForATick", "TickThatHasARow", "LeaseEndsThenTakeover", "Retry", "ExtendKeepsTheRun", "OverlapUnderConcurrency", "NotDue"},
 		"unique": {"OneRowForATick", "TickThatHasARow"},
 		"fence":  {"LeaseEndsThenTakeover", "Retry"},
 		"lease":  {"LeaseEndsThenTakeover", "ExtendKeepsTheRun"},
 		"queue":  {"OverlapUnderConcurrency"},
 		"due":    {"NotDue"},
-	} {
-		t.Run(rule, func(t *testing.T) {
-			run := "^TestMutant$/^(" + strings.Join(tests, "|") + ")$"
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", run, "-test.v", "-test.timeout=2m")
-			cmd.Env = append(os.Environ(), mutantEnv+"="+rule)
-			out, err := cmd.CombinedOutput()
-			if rule == "none" {
-				if err != nil {
-					t.Fatalf("the store that is not mutated fails: %v\n%s", err, out)
-				}
-				return
-			}
-			if err == nil {
-				t.Errorf("no test noticed that the rule %q is missing", rule)
-			}
-			for _, name := range tests {
-				if !strings.Contains(string(out), "--- FAIL: TestMutant/"+name) {
-					t.Errorf("%s did not notice that the rule %q is missing:\n%s", name, rule, out)
-				}
-			}
-		})
-	}
+	})
 }
