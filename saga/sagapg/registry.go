@@ -114,18 +114,21 @@ func editTx(ctx context.Context, tx pgx.Tx, id string, f func(*saga.Instance) (*
 	if in.Cancel != "" {
 		cancel = &in.Cancel
 	}
-	var signals []byte
+	var signals *string // as text: some ways to send statements take bytes for bytea
 	if in.Signals != nil {
-		if signals, err = json.Marshal(in.Signals); err != nil {
+		b, err := json.Marshal(in.Signals)
+		if err != nil {
 			return wrap("edit", err)
 		}
+		text := string(b)
+		signals = &text
 	}
 	var wake *time.Time
 	if !in.WakeAt.IsZero() {
 		wake = &in.WakeAt
 	}
 	var b pgx.Batch
-	b.Queue(edit, id, cancel, signals, string(in.Status), encodeSteps(in.Steps), in.Cause, in.Reason, in.Deaths, wake)
+	b.Queue(edit, id, cancel, signals, string(in.Status), string(encodeSteps(in.Steps)), in.Cause, in.Reason, in.Deaths, wake)
 	if audit != nil {
 		b.Queue(`INSERT INTO saga_audit (saga, actor, action, detail, reason) VALUES ($1, $2, $3, $4, $5)`,
 			id, audit.Actor, audit.Action, audit.Detail, audit.Reason)

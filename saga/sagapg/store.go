@@ -138,7 +138,7 @@ func create(ctx context.Context, db batcher, sagas []saga.Instance) ([]string, e
 	}
 	var b pgx.Batch
 	if n == 1 {
-		b.Queue(insertInstance, ids[0], names[0], versions[0], states[0], []byte(steps[0]), owners[0]).Query(collect(true))
+		b.Queue(insertInstance, ids[0], names[0], versions[0], states[0], steps[0], owners[0]).Query(collect(true))
 		b.Queue(deleteIfArchived, ids[0]).Query(collect(false))
 	} else {
 		b.Queue(insertInstances, ids, names, versions, states, steps, owners).Query(collect(true))
@@ -244,7 +244,7 @@ func single(runner string, c *saga.Checkpoint) (sql string, args []any) {
 	if state == nil {
 		state = []byte{}
 	}
-	args = []any{runner, c.ID, c.Version, string(c.Status), state, encodeSteps(c.Steps), c.Cause, c.Reason}
+	args = []any{runner, c.ID, c.Version, string(c.Status), state, string(encodeSteps(c.Steps)), c.Cause, c.Reason}
 	if !c.Release {
 		return keepOne, args
 	}
