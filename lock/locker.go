@@ -126,7 +126,7 @@ func (l *Locker) Do(ctx context.Context, key string, fn func(ctx context.Context
 		released := lease.Release(ctx)
 		if returned && err == nil && errors.Is(released, ErrLost) {
 			err = released
-		} else if released != nil {
+		} else if released != nil && !errors.Is(released, ErrLost) {
 			l.opts.Logger.WarnContext(ctx, "lock: a key stays held until its lease ends", "key", key, "error", released)
 		}
 	}()

@@ -45,6 +45,12 @@ var lockFenceExperiment = experiment{
 		defer func() { _ = client.Close() }()
 		prefix := fmt.Sprintf("bench:%d:%d:", os.Getpid(), time.Now().UnixNano())
 		s := &sleepers{pool: pool}
+		var there time.Time
+		sent := time.Now()
+		if err := pool.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&there); err != nil {
+			return err
+		}
+		s.ahead = there.Sub(sent.Add(time.Since(sent) / 2))
 		obtain := redislock.New(client)
 		sync := redsync.New(redsyncredis.NewPool(client))
 		for _, peer := range []struct {
@@ -84,6 +90,7 @@ const sleepTTL = 100 * time.Millisecond
 // sleepers run trials on things of their own.
 type sleepers struct {
 	pool             *pgxpool.Pool
+	ahead            time.Duration // by how much the server's clock is, to within a round trip
 	mu               sync.Mutex
 	stale, signalled int
 }
@@ -160,12 +167,12 @@ func (s *sleepers) ours(store *lockpg.Store) func(ctx context.Context, i int) er
 			}
 		}
 		<-first.Context().Done()
-		var held bool
-		err = s.pool.QueryRow(ctx, `SELECT expires_at > clock_timestamp() FROM lock_lease WHERE key = $1`, key).Scan(&held)
-		if err != nil {
+		told := time.Now().Add(s.ahead)
+		var ends time.Time
+		if err := s.pool.QueryRow(ctx, `SELECT expires_at FROM lock_lease WHERE key = $1`, key).Scan(&ends); err != nil {
 			return err
 		}
-		if held {
+		if told.Before(ends) {
 			s.note(&s.signalled)
 		}
 		second := make(chan error, 1)

@@ -83,7 +83,8 @@ func handoffs(ctx context.Context, opts *redis.Options, prefix string, lockers, 
 	var mu sync.Mutex
 	var called time.Time // the last Release
 	var waits, trips []float64
-	var queue []int // those who wait, where there is one locker
+	var queue []int // those who wait, where there is one locker, and since when
+	since := make(map[int]time.Time)
 	done := 0
 	var wg sync.WaitGroup
 	for range lockers {
@@ -101,6 +102,7 @@ func handoffs(ctx context.Context, opts *redis.Options, prefix string, lockers, 
 					}
 					queue = append(queue, w)
 					asked := time.Now()
+					since[w] = asked
 					mu.Unlock()
 					lease, failed := locker.Lock(ctx, "k")
 					got := time.Now()
@@ -110,7 +112,7 @@ func handoffs(ctx context.Context, opts *redis.Options, prefix string, lockers, 
 						mu.Unlock()
 						return
 					}
-					if lockers == 1 && queue[0] != w {
+					if lockers == 1 && asked.Sub(since[queue[0]]) > time.Millisecond { // not at the same moment
 						h.overtaken++
 					}
 					at := slices.Index(queue, w)
