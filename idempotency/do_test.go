@@ -60,11 +60,12 @@ func TestHeartbeat(t *testing.T) {
 // does, with the cause ErrLeaseLost.
 func TestContextEndsBeforeTheLease(t *testing.T) {
 	for name, failure := range map[string]error{
-		"store down":   errors.New("down"),
-		"taken over":   idempotency.ErrLeaseLost,
-		"store hangs":  errHang,
-		"down, wraps":  fmt.Errorf("a: %w", io.EOF),
-		"taken, wraps": fmt.Errorf("a: %w", idempotency.ErrLeaseLost),
+		"store down":    errors.New("down"),
+		"taken over":    idempotency.ErrLeaseLost,
+		"store hangs":   errHang,
+		"store is deaf": errDeaf,
+		"down, wraps":   fmt.Errorf("a: %w", io.EOF),
+		"taken, wraps":  fmt.Errorf("a: %w", idempotency.ErrLeaseLost),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -89,12 +90,16 @@ func TestContextEndsBeforeTheLease(t *testing.T) {
 	}
 }
 
-var errHang = errors.New("hang")
+var errHang, errDeaf = errors.New("hang"), errors.New("hang, whatever the context says")
 
-// hanging is a store whose Extend hangs until its context ends.
+// hanging is a store whose Extend hangs, until its context ends or for long after.
 type hanging struct{ failing }
 
 func (s *hanging) Extend(ctx context.Context, k idempotency.Key, token string, lease time.Duration) error {
+	if errors.Is(s.extend, errDeaf) {
+		time.Sleep(20 * time.Second)
+		return errDeaf
+	}
 	if errors.Is(s.extend, errHang) {
 		<-ctx.Done()
 		return ctx.Err()

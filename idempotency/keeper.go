@@ -15,18 +15,21 @@ import (
 // lease began later, does not give the key away before.
 func keep(ctx context.Context, x *call, deadline time.Time) (held context.Context, drop func()) {
 	held, cancel := context.WithCancelCause(ctx)
+	// The end of the lease does not wait for a store that does not heed contexts.
+	lapse := time.AfterFunc(time.Until(deadline), func() { cancel(fmt.Errorf("%w: not extended in time", ErrLeaseLost)) })
 	// The caller's cancellation ends the work, but while the work winds down the
 	// key is still its own.
 	beat, stop := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := x.beat(beat, deadline); err != nil {
+		if err := x.beat(beat, deadline, lapse); err != nil {
 			cancel(err)
 		}
 	}()
 	return held, func() {
 		stop()
+		lapse.Stop()
 		<-done
 		cancel(nil)
 	}
@@ -34,7 +37,7 @@ func keep(ctx context.Context, x *call, deadline time.Time) (held context.Contex
 
 // beat returns nil when ctx ends, and an error that wraps ErrLeaseLost when the
 // claim is lost.
-func (x *call) beat(ctx context.Context, deadline time.Time) error {
+func (x *call) beat(ctx context.Context, deadline time.Time, lapse *time.Timer) error {
 	lease := x.opts.Lease
 	wait := lease / 3
 	over := func() bool { return ctx.Err() != nil || x.exec.Completed() }
@@ -53,6 +56,7 @@ func (x *call) beat(ctx context.Context, deadline time.Time) error {
 		switch {
 		case err == nil:
 			deadline, wait = sent.Add(lease), lease/3
+			lapse.Reset(time.Until(deadline))
 		case errors.Is(err, ErrLeaseLost):
 			return err
 		case !time.Now().Before(deadline):
