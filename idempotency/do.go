@@ -222,7 +222,7 @@ func (x *call) record(ctx context.Context, result []byte) error {
 			x.exec.SetCompleted()
 			return nil
 		}
-		if errors.Is(err, ErrLeaseLost) || backoff.Sleep(ctx, backoff.Policy{}.Next(attempt)) != nil {
+		if errors.Is(err, ErrLeaseLost) || backoff.Sleep(ctx, backoff.Policy{Max: 500 * time.Millisecond}.Next(attempt)) != nil {
 			return err
 		}
 	}

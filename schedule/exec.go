@@ -143,7 +143,7 @@ func (l *loop) finish(ctx context.Context, run Run, o Outcome) (more bool, err e
 	defer cancel()
 	for attempt := 0; ; attempt++ {
 		more, err = l.r.store.Finish(ctx, Ref{run.ID, run.Attempt}, o)
-		if err == nil || errors.Is(err, ErrLeaseLost) || backoff.Sleep(ctx, backoff.Policy{}.Next(attempt)) != nil {
+		if err == nil || errors.Is(err, ErrLeaseLost) || backoff.Sleep(ctx, backoff.Policy{Max: 500 * time.Millisecond}.Next(attempt)) != nil {
 			return more, err
 		}
 	}

@@ -122,7 +122,11 @@ func TestTopicsAreOwn(t *testing.T) {
 		for partitions := range int32(3) {
 			topic := Topic(t, partitions+1, "cleanup.policy", "compact")
 			topics = append(topics, topic)
-			if got := len(metadata(t, ctx, client, topic)); got != int(partitions)+1 {
+			got := 0
+			for got == 0 && ctx.Err() == nil { // brokers learn of a creation in a moment
+				got = len(metadata(t, ctx, client, topic))
+			}
+			if got != int(partitions)+1 {
 				t.Errorf("%d partitions, want %d", got, partitions+1)
 			}
 		}
