@@ -49,15 +49,19 @@ func checkout(pool *pgxpool.Pool, payments Payments) *saga.Saga[Checkout] {
 		Build()
 }
 
-func Example() {
-	run := func(pool *pgxpool.Pool, payments Payments) error {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := sagapg.Migrate(ctx, pool); err != nil {
-			return err
-		}
-		sagas := []saga.Definition{checkout(pool, payments)}
-		return saga.NewRunner(sagapg.New(pool, nil), sagas, nil).Run(ctx)
+// serve runs checkouts until the process is told to stop. It may run in every
+// instance of the service.
+func serve(pool *pgxpool.Pool, payments Payments) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := sagapg.Migrate(ctx, pool); err != nil {
+		return err
 	}
-	_ = run
+	sagas := []saga.Definition{checkout(pool, payments)}
+	return saga.NewRunner(sagapg.New(pool, nil), sagas, nil).Run(ctx)
+}
+
+// A checkout whose own steps are transactions, and the process that runs it.
+func Example() { //nolint:testableexamples // it needs a server
+	_, _ = checkout, serve
 }
