@@ -1,4 +1,4 @@
-package sagapg_test
+package sagapg_test //nolint:testableexamples // it needs a server
 
 import (
 	"context"
@@ -62,6 +62,6 @@ func serve(pool *pgxpool.Pool, payments Payments) error {
 }
 
 // A checkout whose own steps are transactions, and the process that runs it.
-func Example() { //nolint:testableexamples // it needs a server
+func Example() {
 	_, _ = checkout, serve
 }
