@@ -16,7 +16,11 @@ import (
 func keep(ctx context.Context, x *call, deadline time.Time) (held context.Context, drop func()) {
 	held, cancel := context.WithCancelCause(ctx)
 	// The end of the lease does not wait for a store that does not heed contexts.
-	lapse := time.AfterFunc(time.Until(deadline), func() { cancel(fmt.Errorf("%w: not extended in time", ErrLeaseLost)) })
+	lapse := time.AfterFunc(time.Until(deadline), func() {
+		if !x.exec.Completed() {
+			cancel(fmt.Errorf("%w: not extended in time", ErrLeaseLost))
+		}
+	})
 	// The caller's cancellation ends the work, but while the work winds down the
 	// key is still its own.
 	beat, stop := context.WithCancel(context.WithoutCancel(ctx))
