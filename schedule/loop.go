@@ -114,7 +114,7 @@ func (l *loop) step(ctx context.Context) (time.Duration, error) {
 
 func (l *loop) claim(ctx context.Context, req ClaimRequest) (Claim, error) {
 	// A claim that was sent is waited for, so that no run is claimed unnoticed.
-	sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.r.opts.Lease)
+	sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(l.r.opts.Lease, 10*time.Second))
 	defer cancel()
 	sent := time.Now()
 	claim, err := l.r.store.Claim(sending, req)

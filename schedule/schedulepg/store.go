@@ -65,9 +65,13 @@ LIMIT 1000`
 	// runs a tick is decided by its row. The statements behind this one must see
 	// what was committed before the locks were taken, so they are others; which
 	// rows are locked goes to them by a setting that ends with the transaction.
+	//
+	// A tick must not wait for plans that are made anew for each value: the first
+	// five executions on a connection would.
 	lockSQL = `
-SELECT set_config('ashlar.schedules', (SELECT coalesce(jsonb_agg(name), '[]')::text FROM (
-	SELECT name FROM schedule_definition WHERE name = ANY($1::text[]) AND handler = ANY($2::text[])` + oneAtATime + `) AS free), true)`
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('ashlar.schedules', (
+	SELECT coalesce(jsonb_agg(name), '[]')::text FROM (
+		SELECT name FROM schedule_definition WHERE name = ANY($1::text[]) AND handler = ANY($2::text[])` + oneAtATime + `) AS free), true)`
 	oneAtATime = ` FOR NO KEY UPDATE SKIP LOCKED`
 
 	locked = `(SELECT jsonb_array_elements_text(current_setting('ashlar.schedules')::jsonb))`
