@@ -91,3 +91,15 @@ func Prefix(tb testing.TB, client *redis.Client) string {
 	})
 	return prefix
 }
+
+// Real skips a test that needs what only a real server has, and says what: the
+// embedded imitation lacks commands, and ends a key up to a few milliseconds
+// before its time.
+func Real(tb testing.TB, client *redis.Client, what string) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := client.ConfigGet(ctx, "maxmemory").Err(); err != nil && strings.Contains(err.Error(), "unknown command") {
+		tb.Skip("redistest: needs a real Redis: " + what)
+	}
+}

@@ -27,7 +27,8 @@ func open(t testing.TB) (*lockredis.Store, *redis.Client, string) {
 
 func TestStore(t *testing.T) {
 	locktest.TestStore(t, func(t *testing.T) lock.Store {
-		store, _, _ := open(t)
+		store, client, _ := open(t)
+		redistest.Real(t, client, "leases that do not end early")
 		return store
 	})
 }
@@ -265,6 +266,7 @@ func TestPublishesOnlyForWaiters(t *testing.T) {
 // A waiter is told again after its connection was cut.
 func TestSubscriptionIsRenewed(t *testing.T) {
 	store, client, prefix := open(t)
+	redistest.Real(t, client, "CLIENT KILL")
 	holder, waiter := lock.New(store, nil), lock.New(store, &lock.Options{Poll: time.Hour})
 	for range 3 {
 		lease := take(t, holder, "k")
